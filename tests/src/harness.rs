@@ -225,7 +225,7 @@ impl Sandbox {
     pub fn agent(&mut self) -> usize {
         let data = self.path("agent").display().to_string();
         let ports = self.ports();
-        let mut args = vec!["agent", "--data-dir", &data, "--ports", &ports];
+        let mut args = vec!["agent", "--data-dir", &data, "--ports", &ports, "--workload-user", "root"];
         let token;
         if !self.path("agent/identity").exists() {
             token = self.join_token();
