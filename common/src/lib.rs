@@ -1,1 +1,3 @@
-//! x
+//! Types and traits every part of Optimus shares.
+
+pub mod disk;
