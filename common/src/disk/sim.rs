@@ -120,6 +120,9 @@ impl State {
         if let Some(journal) = &mut self.journal {
             journal.push(change.clone());
         }
+        if let Change::Create { file, .. } = &change {
+            self.next_file = self.next_file.max(file + 1); // also when the change comes from another disk's journal
+        }
         match &change {
             Change::SyncData { file } => self.settle(|c| matches!(c, Change::Write { file: f, .. } | Change::SetLen { file: f, .. } if f == file)),
             Change::SyncDir => self.settle(|c| matches!(c, Change::Create { .. } | Change::Remove { .. } | Change::Rename { .. })),
@@ -301,7 +304,6 @@ impl Disk for MemDisk {
             None => {
                 s.tick()?;
                 let file = s.next_file;
-                s.next_file += 1;
                 s.change(Change::Create { name: name.to_owned(), file });
                 file
             }
@@ -488,6 +490,11 @@ mod tests {
         disk.journal().iter().for_each(|c| again.redo(c));
         assert_eq!(again.pending(), disk.pending());
         assert_eq!(content(&again, "a"), content(&disk, "a"));
+        again.open("b").unwrap().write_at(0, b"b").unwrap();
+        assert_eq!(content(&again, "a"), content(&disk, "a"), "a new file is another file");
+        again.remove("b").unwrap();
+        let again = MemDisk::new();
+        disk.journal().iter().for_each(|c| again.redo(c));
         for seed in 0..20 {
             let (one, two) = (disk.fork(), again.fork());
             one.crash(Crash::Scattered { seed });

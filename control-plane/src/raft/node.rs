@@ -267,10 +267,10 @@ impl<M: Machine> RaftNode<M> {
         self.inner.raft.trigger().snapshot().await.map_err(|e| AdminError::Fatal(self.reason(e.to_string())))
     }
 
-    /// Adds a server without a vote and waits until it has caught up. Gives the log index.
+    /// Adds a server without a vote and waits until it is reached and not thousands of entries behind. Gives the log index.
     ///
     /// # Errors
-    /// [`AdminError::Timeout`] when it has not caught up in time: it stays a learner, call again to wait on.
+    /// [`AdminError::Timeout`] when that did not happen in time: it stays a learner, call again to wait on.
     pub async fn add_learner(&self, id: u64, addr: &str) -> Result<u64, AdminError> {
         let node = BasicNode { addr: addr.to_owned() };
         self.change(self.inner.raft.add_learner(id, node, true)).await

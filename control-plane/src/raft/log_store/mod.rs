@@ -16,6 +16,7 @@ mod writer;
 
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
@@ -52,6 +53,9 @@ pub(crate) struct Shared {
     db: RwLock<Option<Database>>,
     view: Mutex<View>,
     fatal: Fatal,
+    /// Whether an append must directly follow the last entry. Always, except in openraft's suite, whose cases append
+    /// out of order.
+    strict: AtomicBool,
 }
 
 impl Shared {
@@ -155,7 +159,7 @@ impl LogStore {
     ) -> Result<(Self, WriterHandle), StoreError> {
         let (db, opened) = io.run(move || tables::open(&*disk, node)).await?;
         let view = View { vote: opened.vote, purged: opened.purged, last: opened.last, tail: Tail::default() };
-        let shared = Arc::new(Shared { db: RwLock::new(Some(db)), view: Mutex::new(view), fatal });
+        let shared = Arc::new(Shared { db: RwLock::new(Some(db)), view: Mutex::new(view), fatal, strict: AtomicBool::new(true) });
         let (queue, waiting) = mpsc::channel(writer::QUEUE);
         let writer = Writer::new(shared.clone(), opened.oldest);
         let mut handle = WriterHandle { queue: queue.clone(), thread: None, task: None };
@@ -167,6 +171,11 @@ impl LogStore {
             IoMode::Inline => handle.task = Some(Runtime::spawn(writer.run_inline(waiting))),
         }
         Ok((Self { shared, queue, gate, committed: opened.committed, node }, handle))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn accept_any_order(&self) {
+        self.shared.strict.store(false, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Last purged log id and last log id.

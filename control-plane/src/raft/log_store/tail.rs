@@ -24,6 +24,10 @@ impl Tail {
         match change {
             TailChange::Append(new) => {
                 for (entry, bytes) in new {
+                    if self.entries.back().is_some_and(|(last, _)| last.log_id.index + 1 != entry.log_id.index) {
+                        self.entries.clear();
+                        self.bytes = 0;
+                    }
                     self.bytes += bytes;
                     self.entries.push_back((entry, bytes));
                 }

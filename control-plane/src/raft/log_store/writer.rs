@@ -5,6 +5,7 @@
 //! then answers. After any failure it answers nothing but the failure, and raises the fatal signal: a failed flush must
 //! not be retried, because the kernel may have dropped the pages and report success the second time.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use redb::{Database, ReadableTable, Table, WriteTransaction};
@@ -204,6 +205,7 @@ struct Step {
     last: Option<LogId>,
     stale_from: Option<u64>,
     tail: Vec<TailChange>,
+    strict: bool,
 }
 
 /// A change to the cached end of the log.
@@ -215,8 +217,9 @@ pub(crate) enum TailChange {
 
 impl Step {
     fn new(shared: &Shared) -> Self {
+        let strict = shared.strict.load(Ordering::Relaxed);
         let view = shared.view();
-        Self { vote: view.vote, purged: view.purged, last: view.last, stale_from: None, tail: Vec::new() }
+        Self { vote: view.vote, purged: view.purged, last: view.last, stale_from: None, tail: Vec::new(), strict }
     }
 }
 
@@ -227,13 +230,16 @@ fn append(log: &mut Table<'_, u64, &'static [u8]>, entries: &[Entry], step: &mut
         // The last line of defence behind guard G3: a hole on disk is found only at the next start, when it is too late.
         if let Some(last) = step.last
             && index != last.index + 1
+            && step.strict
         {
             let hole = Damage::Content(format!("refused to append entry {index} after {}", last.index));
             return Err(StoreError::damaged(FILE, "log", index, hole));
         }
         let bytes = encode(Kind::Entry, index, &EntryV1::from(entry));
         log.insert(index, bytes.as_slice()).map_err(|e| StoreError::redb("append to", FILE, e))?;
-        step.last = Some(entry.log_id);
+        if step.last.is_none_or(|last| last.index < index) {
+            step.last = Some(entry.log_id);
+        }
         kept.push((entry.clone(), bytes.len()));
     }
     step.tail.push(TailChange::Append(kept));

@@ -207,7 +207,7 @@ async fn servers_join_as_learners_become_voters_and_leave() {
     nodes[&1].0.propose(set("a", 1)).await.unwrap();
     for id in 2..=3 {
         nodes[&1].0.add_learner(id, &format!("s{id}:1")).await.unwrap();
-        assert_eq!(nodes[&id].1.lock().unwrap().1.values.get("a"), Some(&1), "caught up before it votes");
+        eventually("the learner has caught up", || nodes[&id].1.lock().unwrap().1.values.get("a") == Some(&1)).await;
     }
     nodes[&1].0.change_voters(BTreeSet::from([1, 2, 3])).await.unwrap();
     assert_eq!(nodes[&1].0.status().members[&3], "s3:1");

@@ -39,6 +39,7 @@ impl StoreBuilder<Types, LogStore, StateMachine<Kv>, Guard> for OnDisk {
         let (gate, open) = watch::channel(Some(u64::MAX));
         let (snapshots, newest) = SnapshotStore::open(disk.clone()).unwrap();
         let (log, writer) = LogStore::open(disk, 99, open, fatal.clone(), io).await.unwrap();
+        log.accept_any_order();
         let machine = StateMachine::new(Kv::default(), newest, Arc::new(snapshots), watch::Sender::new(0), fatal, io).unwrap();
         Ok((Guard { _gate: gate, _writer: writer, _dir: dir }, log, machine))
     }
