@@ -124,9 +124,16 @@ impl<M: Machine> RaftNode<M> {
         let node = Self { inner: Arc::new(inner) };
 
         // Nobody else can win, so waiting out an election timeout would only delay the start.
-        if node.status().voters == [node_id] {
-            let elected = node.inner.raft.trigger().elect().await;
-            elected.map_err(|e| StartError::Raft(e.to_string()))?;
+        // The metrics do not show the membership yet; openraft's own state does.
+        let alone = node.inner.raft.with_raft_state(move |s| s.membership_state.effective().membership().voter_ids().eq([node_id]));
+        let elected = match alone.await {
+            Ok(true) => node.inner.raft.trigger().elect().await,
+            Ok(false) => Ok(()),
+            Err(e) => Err(e),
+        };
+        if let Err(e) = elected {
+            node.shutdown().await;
+            return Err(StartError::Raft(node.reason(e.to_string())));
         }
         Ok(node)
     }

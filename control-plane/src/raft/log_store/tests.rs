@@ -449,10 +449,16 @@ async fn every_crash_point(seed: u64, steps: usize) -> usize {
     points
 }
 
+/// `OPTIMUS_CRASH_SEEDS=<n>` visits more scripts.
 #[tokio::test]
 async fn every_crash_point_of_a_script_keeps_what_was_acknowledged() {
-    let points = every_crash_point(1, 100).await;
-    assert!(points > 1000, "only {points} crash points");
+    let seeds: u64 = std::env::var("OPTIMUS_CRASH_SEEDS").map_or(3, |n| n.parse().unwrap());
+    let mut points = 0;
+    for seed in 1..=seeds {
+        points += every_crash_point(seed, 100).await;
+    }
+    println!("{points} crash points");
+    assert!(points > 1000 * seeds as usize, "only {points} crash points");
 }
 
 /// The harness itself is checked: a store that acknowledges before its flush must be caught.

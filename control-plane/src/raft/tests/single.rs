@@ -31,8 +31,10 @@ async fn a_single_server_is_founded_answers_and_leads_at_once_after_a_restart() 
     node.shutdown().await;
     assert_eq!(node.propose(set("b", 1)).await, Err(ProposeError::Stopped));
 
+    // Timers so long that an election timeout cannot be what makes it lead.
+    let slow = Tuning { heartbeat: Duration::from_secs(60), election_min: Duration::from_secs(120), election_max: Duration::from_secs(240), ..Tuning::default() };
     let started = Instant::now();
-    let (node, seen) = alone(HostDisk::open(dir.path()).unwrap()).await;
+    let (node, seen) = start(1, HostDisk::open(dir.path()).unwrap(), slow, Arc::new(NoPeers)).await.unwrap();
     let opened = started.elapsed();
     eventually("leads", || *node.is_leader().borrow()).await;
     println!("start {opened:?}, leader after {:?}", started.elapsed());
