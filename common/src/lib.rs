@@ -18,3 +18,5 @@ pub use ids::{AllocId, ClusterId, DeploymentId, Name, NodeId, TokenId, WorkloadK
 pub use reason::Reason;
 pub use time::{Span, Timestamp};
 pub use units::{Bytes, Millicores};
+//! Types and traits every part of Optimus shares.
+pub mod disk;

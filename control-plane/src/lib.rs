@@ -5,3 +5,5 @@
 pub mod leader;
 pub mod memory_store;
 pub mod store;
+//! The control plane: replicated state, the loops that drive it, and the gateways in front of it.
+pub mod raft;

@@ -1,0 +1,312 @@
+//! The durable Raft log and vote on redb.
+//!
+//! ```text
+//! RaftCore --save_vote/append/truncate/purge--> queue --> writer: one transaction, one flush --> answers
+//! replication, apply <--read-- cached end of the log, else a redb read transaction
+//! ```
+//! Guards of ours on top of openraft 0.9.25, each found necessary by simulation:
+//! - **G1**: a server's own committed vote is read back as uncommitted at start, so that it stands for election instead
+//!   of resuming as leader with a commit index it no longer knows.
+//! - **G2**: [`purge`](LogStore::purge) waits for a durable snapshot that covers what is purged; a crash in between would
+//!   leave neither the entries nor the state they led to.
+
+mod tables;
+mod tail;
+mod writer;
+
+use std::fmt::Debug;
+use std::ops::{Bound, RangeBounds};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
+use openraft::{AsyncRuntime, ErrorSubject, ErrorVerb, OptionalSend, RaftLogReader, StorageIOError};
+use optimus_common::disk::Disk;
+use redb::Database;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::tail::Tail;
+use self::writer::{Done, Op, Writer};
+use super::IoMode;
+use super::error::{StoreError, chain, invalid};
+use super::fatal::Fatal;
+use super::runtime::Runtime;
+use super::types::{Entry, LogId, StorageError, Types, Vote};
+
+/// Most bytes of entries read for one message to a peer; at least one entry is always read.
+const READ_BYTES: usize = 2 << 20;
+
+/// Index up to which snapshots are durable; [`LogStore::purge`] waits on it.
+pub(crate) type SnapshotGate = watch::Receiver<Option<u64>>;
+
+/// What readers see: always what is durable, never what is on its way.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    pub vote: Option<Vote>,
+    pub purged: Option<LogId>,
+    pub last: Option<LogId>,
+    pub tail: Tail,
+}
+
+pub(crate) struct Shared {
+    /// Taken out at the end, so that redb closes the file cleanly.
+    db: RwLock<Option<Database>>,
+    view: Mutex<View>,
+    fatal: Fatal,
+    /// Whether an append must directly follow the last entry. Always, except in openraft's suite, whose cases append
+    /// out of order.
+    strict: AtomicBool,
+}
+
+impl Shared {
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        // redb writes its allocator state when it closes, which spares the next start a repair. On a failing disk that
+        // fails too, and the next start repairs.
+        if let Some(Err(e)) = db.map(Database::close) {
+            tracing::warn!(error = %chain(&e), "failed to close the raft log cleanly");
+        }
+    }
+
+    fn read(&self, range: impl RangeBounds<u64>, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        let start = match range.start_bound() {
+            Bound::Included(i) => *i,
+            Bound::Excluded(i) => i.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(i) => i.saturating_add(1),
+            Bound::Excluded(i) => *i,
+            Bound::Unbounded => u64::MAX,
+        };
+        let (start, end) = {
+            let view = self.view();
+            let start = start.max(view.purged.map_or(0, |p| p.index + 1));
+            let end = end.min(view.last.map_or(0, |l| l.index + 1));
+            if start >= end {
+                return Ok(Vec::new());
+            }
+            if let Some(entries) = view.tail.read(start..=end - 1, max_bytes) {
+                return Ok(entries);
+            }
+            (start, end)
+        };
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let db = db.as_ref().ok_or_else(|| StoreError::Stopped("the store is closed".to_owned()))?;
+        let entries = tables::without_panic(|| tables::read(db, start..=end - 1, max_bytes));
+        if let Err(e) = &entries {
+            self.fatal.raise(chain(e));
+        }
+        entries
+    }
+}
+
+/// Reads the log; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct LogReader(Arc<Shared>);
+
+/// openraft's log store. There is one per node; the readers are clones of [`LogReader`].
+pub(crate) struct LogStore {
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<Op>,
+    gate: SnapshotGate,
+    committed: Option<LogId>,
+    node: u64,
+}
+
+/// Ends the writer.
+pub(crate) struct WriterHandle {
+    queue: mpsc::Sender<Op>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    task: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl WriterHandle {
+    /// Lets the writer finish what is queued, close the file and end; waits for it.
+    pub(crate) async fn stop(mut self) {
+        let (done, answer) = oneshot::channel();
+        if self.queue.send(Op::Stop(done)).await.is_ok() {
+            // An error means the writer ended on its own, after the fatal signal.
+            let _ = answer.await;
+        }
+        if let Some(thread) = self.thread.take() {
+            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                tracing::error!("the raft log writer panicked");
+            }
+        }
+        if let Some(task) = self.task.take() {
+            let _ = task.await;
+        }
+    }
+}
+
+impl LogStore {
+    /// Opens the store of `node`, checks it, and starts its writer.
+    ///
+    /// # Errors
+    /// Damage anywhere in the file, a disk that refuses, or a store that belongs to another server.
+    pub(crate) async fn open(
+        disk: Arc<dyn Disk>,
+        node: u64,
+        gate: SnapshotGate,
+        fatal: Fatal,
+        io: IoMode,
+    ) -> Result<(Self, WriterHandle), StoreError> {
+        let (db, opened) = io.run(move || tables::open(&*disk, node)).await?;
+        let view = View { vote: opened.vote, purged: opened.purged, last: opened.last, tail: Tail::default() };
+        let shared = Arc::new(Shared { db: RwLock::new(Some(db)), view: Mutex::new(view), fatal, strict: AtomicBool::new(true) });
+        let (queue, waiting) = mpsc::channel(writer::QUEUE);
+        let writer = Writer::new(shared.clone(), opened.oldest);
+        let mut handle = WriterHandle { queue: queue.clone(), thread: None, task: None };
+        match io {
+            IoMode::Threads => {
+                let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || writer.run_blocking(waiting));
+                handle.thread = Some(thread.map_err(|e| StoreError::io("start the writer thread of", tables::FILE, e))?);
+            }
+            IoMode::Inline => handle.task = Some(Runtime::spawn(writer.run_inline(waiting))),
+        }
+        Ok((Self { shared, queue, gate, committed: opened.committed, node }, handle))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn accept_any_order(&self) {
+        self.shared.strict.store(false, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Last purged log id and last log id.
+    pub(crate) fn bounds(&self) -> (Option<LogId>, Option<LogId>) {
+        let view = self.shared.view();
+        (view.purged, view.last)
+    }
+
+    async fn perform(&self, op: impl FnOnce(Done) -> Op) -> Result<(), StoreError> {
+        let (done, answer) = oneshot::channel();
+        let stopped = || StoreError::Stopped(self.shared.fatal.get().unwrap_or_else(|| "the writer has ended".to_owned()));
+        self.queue.send(op(done)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// G2: waits until a snapshot that covers `index` is durable.
+    async fn snapshot_covers(&self, index: u64) -> Result<(), StoreError> {
+        let mut gate = self.gate.clone();
+        tokio::select! {
+            covered = gate.wait_for(|durable| durable.is_some_and(|d| d >= index)) => {
+                covered.map(drop).map_err(|_| StoreError::Stopped("the snapshot store has ended".to_owned()))
+            }
+            reason = self.shared.fatal.wait() => Err(StoreError::Stopped(reason)),
+        }
+    }
+}
+
+fn storage(subject: ErrorSubject<u64>, verb: ErrorVerb, e: &StoreError) -> StorageError {
+    StorageIOError::new(subject, verb, openraft::AnyError::error(e.chain())).into()
+}
+
+impl RaftLogReader<Types> for LogReader {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        self.0.read(range, usize::MAX).map_err(|e| storage(ErrorSubject::Logs, ErrorVerb::Read, &e))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
+        self.0.read(start..end, READ_BYTES).map_err(|e| storage(ErrorSubject::Logs, ErrorVerb::Read, &e))
+    }
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        LogReader(self.shared.clone()).try_get_log_entries(range).await
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
+        LogReader(self.shared.clone()).limited_get_log_entries(start, end).await
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = LogReader;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, StorageError> {
+        let (last_purged_log_id, last_log_id) = self.bounds();
+        Ok(LogState { last_purged_log_id, last_log_id })
+    }
+
+    async fn get_log_reader(&mut self) -> LogReader {
+        LogReader(self.shared.clone())
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
+        let vote = *vote;
+        let saved = self.perform(|done| Op::Vote(vote, done)).await;
+        saved.map_err(|e| storage(ErrorSubject::Vote, ErrorVerb::Write, &e))
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
+        let mut vote = self.shared.view().vote;
+        // G1. openraft reads the vote once, at start. Resuming as leader without an election would serve reads from a
+        // commit index that was never made durable.
+        if let Some(own) = vote.as_mut().filter(|v| v.leader_id.node_id == self.node) {
+            own.committed = false;
+        }
+        Ok(vote)
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
+        // Not worth a flush of its own, nor an error: a stopped writer says so at the next append.
+        if let Some(id) = committed {
+            let _ = self.queue.send(Op::Committed(id)).await;
+            self.committed = Some(id);
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, StorageError> {
+        Ok(self.committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<Types>) -> Result<(), StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        // openraft 0.9 waits for the callback before it goes on, so waiting here costs nothing and makes "readable when
+        // append returns" the same moment as "durable".
+        match self.perform(|done| Op::Append(entries, done)).await {
+            Ok(()) => {
+                callback.log_io_completed(Ok(()));
+                Ok(())
+            }
+            Err(e) => {
+                callback.log_io_completed(Err(invalid(e.chain())));
+                Err(storage(ErrorSubject::Logs, ErrorVerb::Write, &e))
+            }
+        }
+    }
+
+    async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        let cut = self.perform(|done| Op::Truncate(log_id.index, done)).await;
+        cut.map_err(|e| storage(ErrorSubject::Logs, ErrorVerb::Delete, &e))
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        let purged = match self.snapshot_covers(log_id.index).await {
+            Ok(()) => self.perform(|done| Op::Purge(log_id, done)).await,
+            Err(e) => Err(e),
+        };
+        purged.map_err(|e| storage(ErrorSubject::Logs, ErrorVerb::Delete, &e))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,212 @@
+//! The redb file: opening, checking, reading.
+//!
+//! Two tables: `log` (index to entry) and `meta` (vote, purge mark, committed, owner). Entries are not split into
+//! pieces: redb gives a value of more than a page its own run of pages, rounded up to a power of two, so the waste is
+//! below half, and the log holds some ten thousand entries at most. Splitting at 3.9 KiB would save that at the price of
+//! thirty tree inserts for one batch, on the path every write waits for.
+
+use std::ops::RangeInclusive;
+
+use optimus_common::disk::Disk;
+use optimus_host::disk::RedbFile;
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+
+use crate::raft::error::StoreError;
+use crate::raft::record::{self, Damage, Kind};
+use crate::raft::snapshots;
+use crate::raft::stored::{LogIdV1, OwnerV1, VoteV1, decode, decode_entry, encode};
+use crate::raft::types::{Entry, LogId, Vote};
+
+/// The file below the data directory.
+pub(crate) const FILE: &str = "raft.redb";
+/// Its name while it is being made.
+const NEW: &str = "raft.redb.tmp";
+pub(crate) const LOG: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("log");
+pub(crate) const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
+pub(crate) const VOTE: &str = "vote";
+pub(crate) const PURGED: &str = "purged";
+pub(crate) const COMMITTED: &str = "committed";
+pub(crate) const OWNER: &str = "owner";
+
+/// redb's page cache. Its default of 1 GiB is more than the whole server may use.
+const CACHE_BYTES: usize = 16 << 20;
+/// A file below this size is never worth compacting.
+const COMPACT_ABOVE: u64 = 32 << 20;
+/// A file this many times larger than what it stores is compacted.
+const COMPACT_RATIO: u64 = 4;
+
+/// What the file held when it was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Opened {
+    pub vote: Option<Vote>,
+    pub purged: Option<LogId>,
+    pub committed: Option<LogId>,
+    pub last: Option<LogId>,
+    /// First index still in the file, purged or not.
+    pub oldest: Option<u64>,
+}
+
+/// Opens or creates the file, checks every page and every record, and claims it for `node`.
+///
+/// A damaged file gives an error; redb says it may panic on one, so a panic is turned into an error too.
+pub(crate) fn open(disk: &dyn Disk, node: u64) -> Result<(Database, Opened), StoreError> {
+    without_panic(|| {
+        if !disk.exists(FILE).map_err(|e| StoreError::io("look for", FILE, e))? {
+            create(disk, node)?;
+        }
+        let mut db = database(disk, FILE)?;
+        claim(&db, node)?;
+        if wants_compaction(&db, disk)? {
+            db.compact().map_err(|e| StoreError::redb("compact", FILE, e))?;
+        }
+        let opened = check(&db)?;
+        Ok((db, opened))
+    })
+}
+
+fn database(disk: &dyn Disk, name: &str) -> Result<Database, StoreError> {
+    let file = disk.open(name).map_err(|e| StoreError::io("open", name, e))?;
+    let mut builder = redb::Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder.create_with_backend(RedbFile::new(file)).map_err(|e| StoreError::redb("open", name, e))
+}
+
+/// Makes the file beside its place and moves it there: a crash in between leaves nothing, where a half-made database
+/// would be refused for ever.
+fn create(disk: &dyn Disk, node: u64) -> Result<(), StoreError> {
+    let names = disk.list().map_err(|e| StoreError::io("list the directory of", FILE, e))?;
+    if names.iter().any(|n| snapshots::is_finished(n)) {
+        return Err(StoreError::Missing { file: FILE.to_owned() });
+    }
+    if names.iter().any(|n| n == NEW) {
+        disk.remove(NEW).map_err(|e| StoreError::io("remove", NEW, e))?;
+    }
+    let db = database(disk, NEW)?;
+    claim(&db, node)?;
+    db.close().map_err(|e| StoreError::redb("close", NEW, e))?;
+    disk.open(NEW).and_then(|f| f.sync_data()).map_err(|e| StoreError::io("flush", NEW, e))?;
+    disk.rename(NEW, FILE).map_err(|e| StoreError::io("rename", NEW, e))?;
+    disk.sync_dir().map_err(|e| StoreError::io("flush the directory of", FILE, e))
+}
+
+/// Runs `work`, turning a panic inside redb (which a damaged page can cause) into an error.
+pub(crate) fn without_panic<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let reason = format!("the storage engine panicked: {}", said.unwrap_or("no message"));
+        Err(StoreError::Damaged { file: FILE.to_owned(), table: "(pages)", key: "(unknown)".to_owned(), reason })
+    })
+}
+
+fn claim(db: &Database, node: u64) -> Result<(), StoreError> {
+    let fail = |e: redb::Error| StoreError::redb("initialise", FILE, e);
+    let write = db.begin_write().map_err(|e| fail(e.into()))?;
+    {
+        write.open_table(LOG).map_err(|e| fail(e.into()))?;
+        let mut meta = write.open_table(META).map_err(|e| fail(e.into()))?;
+        let held: Option<OwnerV1> = read_meta(&meta, Kind::Owner, OWNER)?;
+        match held {
+            Some(owner) if owner.node != node => {
+                return Err(StoreError::WrongOwner { file: FILE.to_owned(), owner: owner.node, asked: node });
+            }
+            Some(_) => return Ok(()), // dropping the transaction undoes it
+            None => {
+                let owner = encode(Kind::Owner, 0, &OwnerV1 { node });
+                meta.insert(OWNER, owner.as_slice()).map_err(|e| fail(e.into()))?;
+            }
+        }
+    }
+    write.commit().map_err(|e| fail(e.into()))
+}
+
+/// Whether the file is much larger than what it stores.
+pub(crate) fn wants_compaction(db: &Database, disk: &dyn Disk) -> Result<bool, StoreError> {
+    let size = disk.open(FILE).and_then(|f| f.len()).map_err(|e| StoreError::io("measure", FILE, e))?;
+    if size < COMPACT_ABOVE {
+        return Ok(false);
+    }
+    let read = db.begin_read().map_err(|e| StoreError::redb("read", FILE, e))?;
+    let log = read.open_table(LOG).map_err(|e| StoreError::redb("read", FILE, e))?;
+    let stats = log.stats().map_err(|e| StoreError::redb("read", FILE, e))?;
+    Ok(size / COMPACT_RATIO > stats.stored_bytes() + stats.metadata_bytes())
+}
+
+/// Reads the state and visits every entry: damage is found now, not in the middle of an election.
+fn check(db: &Database) -> Result<Opened, StoreError> {
+    let read = db.begin_read().map_err(|e| StoreError::redb("read", FILE, e))?;
+    let meta = read.open_table(META).map_err(|e| StoreError::redb("read", FILE, e))?;
+    let log = read.open_table(LOG).map_err(|e| StoreError::redb("read", FILE, e))?;
+    let id = |v: LogIdV1| -> LogId { v.into() };
+    let purged = read_meta(&meta, Kind::PurgeMark, PURGED)?.map(id);
+    let mut opened = Opened {
+        vote: read_meta::<VoteV1>(&meta, Kind::Vote, VOTE)?.map(Vote::from),
+        committed: read_meta(&meta, Kind::Committed, COMMITTED)?.map(id),
+        last: purged,
+        oldest: log.first().map_err(|e| StoreError::redb("read", FILE, e))?.map(|(k, _)| k.value()),
+        purged,
+    };
+    let mut expected: Option<u64> = purged.map(|p| p.index + 1);
+    for item in log.iter().map_err(|e| StoreError::redb("read", FILE, e))? {
+        let (key, value) = item.map_err(|e| StoreError::redb("read", FILE, e))?;
+        let index = key.value();
+        if purged.is_some_and(|p| index <= p.index) {
+            continue; // logically gone, waiting to be deleted
+        }
+        record::open(Kind::Entry, index, value.value()).map_err(|d| StoreError::damaged(FILE, "log", index, d))?;
+        if let Some(expected) = expected.filter(|e| *e != index) {
+            let hole = Damage::Content(format!("the log has a hole, expected entry {expected}"));
+            return Err(StoreError::damaged(FILE, "log", index, hole));
+        }
+        expected = Some(index + 1);
+    }
+    if let Some((key, value)) = log.last().map_err(|e| StoreError::redb("read", FILE, e))? {
+        let index = key.value();
+        if purged.is_none_or(|p| index > p.index) {
+            let entry = decode_entry(index, value.value()).map_err(|d| StoreError::damaged(FILE, "log", index, d))?;
+            opened.last = Some(entry.log_id);
+        }
+    }
+    opened.committed = believable_commit(&log, &opened)?;
+    Ok(opened)
+}
+
+/// The stored commit mark, if the log still has that entry.
+///
+/// openraft applies up to the mark at start and fails on a missing entry. The mark only saves time, and it may be ahead
+/// of the log when a snapshot was being installed at the moment of a crash; then it is forgotten.
+fn believable_commit(log: &impl ReadableTable<u64, &'static [u8]>, opened: &Opened) -> Result<Option<LogId>, StoreError> {
+    let Some(committed) = opened.committed else { return Ok(None) };
+    if opened.purged.is_some_and(|p| committed.index <= p.index) {
+        return Ok((opened.purged == Some(committed)).then_some(committed));
+    }
+    let Some(held) = log.get(committed.index).map_err(|e| StoreError::redb("read", FILE, e))? else { return Ok(None) };
+    let entry = decode_entry(committed.index, held.value()).map_err(|d| StoreError::damaged(FILE, "log", committed.index, d))?;
+    Ok((entry.log_id == committed).then_some(committed))
+}
+
+fn read_meta<T: serde::de::DeserializeOwned>(
+    meta: &impl ReadableTable<&'static str, &'static [u8]>,
+    kind: Kind,
+    key: &'static str,
+) -> Result<Option<T>, StoreError> {
+    let Some(held) = meta.get(key).map_err(|e| StoreError::redb("read", FILE, e))? else { return Ok(None) };
+    decode(kind, 0, held.value()).map(Some).map_err(|d| StoreError::damaged(FILE, "meta", key, d))
+}
+
+/// Reads entries of `range` in order, stopping after about `max_bytes` (at least one entry).
+pub(crate) fn read(db: &Database, range: RangeInclusive<u64>, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+    let read = db.begin_read().map_err(|e| StoreError::redb("read", FILE, e))?;
+    let log = read.open_table(LOG).map_err(|e| StoreError::redb("read", FILE, e))?;
+    let mut entries = Vec::new();
+    let mut bytes = 0usize;
+    for item in log.range(range).map_err(|e| StoreError::redb("read", FILE, e))? {
+        let (key, value) = item.map_err(|e| StoreError::redb("read", FILE, e))?;
+        bytes = bytes.saturating_add(value.value().len());
+        if bytes > max_bytes && !entries.is_empty() {
+            break;
+        }
+        let index = key.value();
+        entries.push(decode_entry(index, value.value()).map_err(|d| StoreError::damaged(FILE, "log", index, d))?);
+    }
+    Ok(entries)
+}

@@ -1,0 +1,90 @@
+//! How servers talk to each other: openraft's requests as sealed bytes over a [`PeerTransport`].
+//!
+//! The transport (QUIC with mTLS) authenticates the peer and moves bytes; what the bytes mean, and guard G3, live here.
+
+mod client;
+mod guard;
+mod memory;
+mod wire;
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+pub(crate) use self::client::PeerNetwork;
+pub use self::guard::{Refusal, check_append};
+pub use self::memory::MemoryNetwork;
+pub(crate) use self::wire::{Reply, Request};
+
+/// A server to call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its id; the transport must check that the certificate says the same.
+    pub id: u64,
+    /// Its address as the membership has it.
+    pub addr: String,
+}
+
+/// The kinds of request. The numbers are on the wire and are never reused.
+///
+/// `Snapshot` bodies are as large as the whole state; a transport gives each kind a stream of its own, so that a
+/// snapshot never blocks a heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum PeerRpc {
+    /// Log entries and heartbeats.
+    Append = 1,
+    /// A request for a vote.
+    Vote = 2,
+    /// A whole snapshot.
+    Snapshot = 3,
+}
+
+impl TryFrom<u8> for PeerRpc {
+    type Error = PeerError;
+
+    fn try_from(number: u8) -> Result<Self, PeerError> {
+        match number {
+            1 => Ok(Self::Append),
+            2 => Ok(Self::Vote),
+            3 => Ok(Self::Snapshot),
+            _ => Err(PeerError::Refused(format!("unknown peer request {number}"))),
+        }
+    }
+}
+
+/// Why a call to a peer failed. openraft retries all of them after a pause.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// No connection, or it broke.
+    #[error("peer is unreachable: {0}")]
+    Unreachable(String),
+    /// No answer in time.
+    #[error("peer did not answer in time")]
+    Timeout,
+    /// The request is malformed, meant for another server, or would damage the log.
+    #[error("peer refused: {0}")]
+    Refused(String),
+    /// The peer is stopping or has failed.
+    #[error("peer has stopped: {0}")]
+    Stopped(String),
+}
+
+/// Moves one request to a peer and its answer back.
+pub trait PeerTransport: Send + Sync + Debug + 'static {
+    /// Calls `to` and waits for the answer, `ttl` at most. The other side passes the body to
+    /// [`RaftNode::handle_peer_rpc`](super::RaftNode::handle_peer_rpc).
+    fn call(&self, to: Peer, kind: PeerRpc, body: Bytes, ttl: Duration) -> BoxFuture<'static, Result<Bytes, PeerError>>;
+}
+
+/// The transport of a server without peers: reaches nobody.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoPeers;
+
+impl PeerTransport for NoPeers {
+    fn call(&self, to: Peer, _: PeerRpc, _: Bytes, _: Duration) -> BoxFuture<'static, Result<Bytes, PeerError>> {
+        Box::pin(async move { Err(PeerError::Unreachable(format!("this server has no transport to reach server {}", to.id))) })
+    }
+}

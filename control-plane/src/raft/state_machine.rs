@@ -1,0 +1,197 @@
+//! Between openraft and a [`Machine`]: decodes commands, applies them, builds and installs snapshots.
+//!
+//! The state lives in memory. After a restart it is the newest snapshot plus the log that follows, so nothing here is
+//! flushed on the apply path, and [`applied_state`](RaftStateMachine::applied_state) never reports more than snapshots and log hold.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use openraft::storage::{RaftStateMachine, Snapshot};
+use openraft::{EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder, StorageIOError};
+use tokio::sync::watch;
+
+use super::IoMode;
+use super::error::StoreError;
+use super::fatal::Fatal;
+use super::machine::{Capture, Machine};
+use super::snapshots::{Loaded, SnapshotStore};
+use super::types::{Answers, Batch, Entry, LogId, SnapshotBytes, SnapshotMeta, StorageError, StoredMembership, Types};
+
+/// The replicated state and where it stands in the log.
+pub(crate) struct StateMachine<M: Machine> {
+    machine: M,
+    last: Option<LogId>,
+    membership: StoredMembership,
+    snapshots: Arc<SnapshotStore>,
+    applied: watch::Sender<u64>,
+    fatal: Fatal,
+    io: IoMode,
+    /// Makes snapshot ids unique within this run; the log id in them does the rest.
+    built: u64,
+}
+
+impl<M: Machine> StateMachine<M> {
+    /// A state machine at `newest`, or at the beginning.
+    ///
+    /// # Errors
+    /// What the machine said about the snapshot.
+    pub(crate) fn new(
+        machine: M,
+        newest: Option<Loaded>,
+        snapshots: Arc<SnapshotStore>,
+        applied: watch::Sender<u64>,
+        fatal: Fatal,
+        io: IoMode,
+    ) -> Result<Self, String> {
+        let mut this = Self { machine, last: None, membership: StoredMembership::default(), snapshots, applied, fatal, io, built: 0 };
+        if let Some(loaded) = newest {
+            this.restore(&loaded.meta, &loaded.content)?;
+        }
+        Ok(this)
+    }
+
+    fn restore(&mut self, meta: &SnapshotMeta, content: &[u8]) -> Result<(), String> {
+        self.machine.restore(content)?;
+        self.last = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        let index = self.last.map_or(0, |id| id.index);
+        self.machine.published(index);
+        self.applied.send_replace(index);
+    }
+
+    /// Decodes all before applying any: a batch is applied whole or not at all.
+    fn apply_batch(&mut self, id: LogId, batch: &Batch) -> Result<Answers, StorageError> {
+        let mut commands = Vec::with_capacity(batch.0.len());
+        for (n, bytes) in batch.0.iter().enumerate() {
+            match rmp_serde::from_slice::<M::Command>(&bytes.0) {
+                Ok(command) => commands.push(command),
+                // Skipping it would give this server another history than its peers.
+                Err(e) => {
+                    let reason = format!(
+                        "command {n} of log entry {} does not decode: {e}; this binary is older than the command or the \
+                         command is damaged: install the version the other servers run",
+                        id.index
+                    );
+                    return Err(self.fail(ErrorSubject::Apply(id), ErrorVerb::Write, reason));
+                }
+            }
+        }
+        let answers: Vec<M::Answer> = commands.into_iter().map(|c| self.machine.apply(id.index, c)).collect();
+        Ok(Answers(Some(Box::new(answers))))
+    }
+
+    fn fail(&self, subject: ErrorSubject<u64>, verb: ErrorVerb, reason: String) -> StorageError {
+        self.fatal.raise(reason.clone());
+        StorageIOError::new(subject, verb, openraft::AnyError::error(reason)).into()
+    }
+}
+
+fn snapshot_error(fatal: &Fatal, verb: ErrorVerb, e: &StoreError) -> StorageError {
+    fatal.raise(e.chain());
+    StorageIOError::new(ErrorSubject::Snapshot(None), verb, openraft::AnyError::error(e.chain())).into()
+}
+
+impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), StorageError> {
+        Ok((self.last, self.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Answers>, StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut all = Vec::new();
+        for entry in entries {
+            let answers = match entry.payload {
+                EntryPayload::Blank => Answers::default(),
+                EntryPayload::Normal(batch) => self.apply_batch(entry.log_id, &batch)?,
+                EntryPayload::Membership(membership) => {
+                    self.membership = StoredMembership::new(Some(entry.log_id), membership);
+                    Answers::default()
+                }
+            };
+            self.last = Some(entry.log_id);
+            all.push(answers);
+        }
+        self.publish();
+        Ok(all)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        self.built += 1;
+        let at = self.last.map_or_else(|| "start".to_owned(), |id| id.to_string());
+        let meta = SnapshotMeta {
+            last_log_id: self.last,
+            last_membership: self.membership.clone(),
+            snapshot_id: format!("{at}-{}", self.built),
+        };
+        SnapshotBuilder {
+            meta,
+            capture: Mutex::new(Some(self.machine.snapshot())),
+            snapshots: self.snapshots.clone(),
+            fatal: self.fatal.clone(),
+            io: self.io,
+        }
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotBytes>, StorageError> {
+        Ok(Box::default())
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Box<SnapshotBytes>) -> Result<(), StorageError> {
+        if self.last > meta.last_log_id {
+            // Installing it would take back what was applied and answered.
+            tracing::warn!(snapshot = %meta, "ignored a snapshot older than the applied state");
+            return Ok(());
+        }
+        // The machine checks the content first: a snapshot it refuses must not become the one a restart begins with.
+        if let Err(reason) = self.restore(meta, &snapshot.0) {
+            let reason = format!("the state refuses snapshot {}: {reason}", meta.snapshot_id);
+            return Err(self.fail(ErrorSubject::Snapshot(None), ErrorVerb::Write, reason));
+        }
+        let (snapshots, meta) = (self.snapshots.clone(), meta.clone());
+        let saved = self.io.run(move || snapshots.save(&meta, &snapshot.0)).await;
+        saved.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError> {
+        let snapshots = self.snapshots.clone();
+        let newest = self.io.run(move || snapshots.load_newest()).await;
+        let newest = newest.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Read, &e))?;
+        Ok(newest.map(|s| Snapshot { meta: s.meta, snapshot: Box::new(SnapshotBytes(s.content)) }))
+    }
+}
+
+/// A state captured at one moment, written out while newer entries are applied.
+pub(crate) struct SnapshotBuilder {
+    meta: SnapshotMeta,
+    /// In a mutex only because openraft wants the builder to be `Sync`.
+    capture: Mutex<Option<Capture>>,
+    snapshots: Arc<SnapshotStore>,
+    fatal: Fatal,
+    io: IoMode,
+}
+
+impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
+    async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
+        let capture = self.capture.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(capture) = capture else {
+            let e = StoreError::Stopped("a snapshot builder was used twice".to_owned());
+            return Err(snapshot_error(&self.fatal, ErrorVerb::Write, &e));
+        };
+        let (snapshots, meta) = (self.snapshots.clone(), self.meta.clone());
+        let built = self.io.run(move || {
+            let content = capture();
+            snapshots.save(&meta, &content).map(|()| content)
+        });
+        let content = built.await.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))?;
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: Box::new(SnapshotBytes(content.into())) })
+    }
+}

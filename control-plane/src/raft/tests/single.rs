@@ -1,0 +1,221 @@
+//! One server: founding, proposing, restarting, stopping, failing.
+
+use std::time::Instant;
+
+use optimus_common::disk::Disk;
+use optimus_common::disk::sim::{Crash, MemDisk};
+use optimus_host::disk::HostDisk;
+use tokio::task::JoinSet;
+
+use super::super::{IoMode, MAX_BATCH_COMMANDS, NoPeers, ProposeError, Role, StartError};
+use super::*;
+
+async fn alone(disk: impl Disk) -> (Node, Seen) {
+    start(1, disk, Tuning::default(), Arc::new(NoPeers)).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_single_server_is_founded_answers_and_leads_at_once_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, seen) = alone(HostDisk::open(dir.path()).unwrap()).await;
+    node.initialize_single("here:1").await.unwrap();
+    node.initialize_single("here:1").await.unwrap();
+    eventually("leads", || *node.is_leader().borrow()).await;
+    assert_eq!(node.propose(set("a", 1)).await.unwrap().1, Answer { before: None, after: 1 });
+    let (index, answers) = node.propose_many(vec![add("a", 2), add("a", 3)]).await.unwrap();
+    assert_eq!(answers, [Answer { before: Some(1), after: 3 }, Answer { before: Some(3), after: 6 }]);
+    assert_eq!(node.linearizable().await.unwrap(), index);
+    let before = seen.lock().unwrap().clone();
+    assert_eq!(before.0, index);
+    node.shutdown().await;
+    node.shutdown().await;
+    assert_eq!(node.propose(set("b", 1)).await, Err(ProposeError::Stopped));
+
+    // Timers so long that an election timeout cannot be what makes it lead.
+    let slow = Tuning { heartbeat: Duration::from_secs(60), election_min: Duration::from_secs(120), election_max: Duration::from_secs(240), ..Tuning::default() };
+    let started = Instant::now();
+    let (node, seen) = start(1, HostDisk::open(dir.path()).unwrap(), slow, Arc::new(NoPeers)).await.unwrap();
+    let opened = started.elapsed();
+    eventually("leads", || *node.is_leader().borrow()).await;
+    println!("start {opened:?}, leader after {:?}", started.elapsed());
+    node.linearizable().await.unwrap();
+    let after = seen.lock().unwrap().1.clone();
+    assert_eq!(after, before.1, "a replay gives the same state");
+    let status = node.status();
+    assert_eq!((status.role, status.leader, status.voters, status.fatal), (Role::Leader, Some(1), vec![1], None));
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_server_without_a_cluster_refuses_and_names_no_leader() {
+    let (node, _) = alone(MemDisk::new()).await;
+    assert_eq!(node.propose(set("a", 1)).await, Err(ProposeError::NoLeader { leader: None }));
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_proposers_share_entries_and_each_gets_its_own_answer() {
+    let (node, seen) = alone(MemDisk::new()).await;
+    node.initialize_single("here:1").await.unwrap();
+    eventually("leads", || *node.is_leader().borrow()).await;
+    let mut tasks = JoinSet::new();
+    for client in 0..64u64 {
+        let node = node.clone();
+        tasks.spawn(async move {
+            for n in 0..20u64 {
+                let (_, answer) = node.propose(add(&format!("c{client}"), n + 1)).await.unwrap();
+                let before = (n > 0).then(|| n * (n + 1) / 2);
+                assert_eq!(answer, Answer { before, after: (n + 1) * (n + 2) / 2 });
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    let state = seen.lock().unwrap().1.clone();
+    assert_eq!(state.history.len(), 64 * 20);
+    assert!((0..64).all(|c| state.values[&format!("c{c}")] == 210));
+    let entries = node.status().last_log.unwrap();
+    assert!(entries < 64 * 20 / 2, "1280 commands took {entries} entries");
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_full_queue_and_a_too_large_proposal_are_refused() {
+    let tuning = Tuning { queue: 2, ..Tuning::default() };
+    let (node, _) = start(1, MemDisk::new(), tuning, Arc::new(NoPeers)).await.unwrap();
+    node.initialize_single("here:1").await.unwrap();
+    eventually("leads", || *node.is_leader().borrow()).await;
+    let refused = node.propose_many(vec![set("a", 1); MAX_BATCH_COMMANDS + 1]).await;
+    assert!(matches!(refused, Err(ProposeError::TooLarge { commands: 513, .. })), "{refused:?}");
+    let refused = node.propose(set(&"x".repeat(2 << 20), 1)).await;
+    assert!(matches!(refused, Err(ProposeError::TooLarge { commands: 1, .. })), "{refused:?}");
+    assert_eq!(node.propose_many(Vec::new()).await.unwrap().1, []);
+
+    // On one thread nobody takes from the queue before all have asked: 2 fit, the others are told at once.
+    let (a, b) = (set("a", 1), set("b", 1));
+    let all = futures_util::future::join_all((0..10).map(|n| node.propose(if n % 2 == 0 { a.clone() } else { b.clone() }))).await;
+    assert_eq!(all.iter().filter(|r| r.is_ok()).count(), 2);
+    assert_eq!(all.iter().filter(|r| **r == Err(ProposeError::Overloaded)).count(), 8);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn snapshots_purge_the_log_and_a_restart_begins_with_them() {
+    let tuning = Tuning { snapshot_every: 50, keep_logs: 10, ..Tuning::default() };
+    for io in [IoMode::Threads, IoMode::Inline] {
+        let disk = MemDisk::new();
+        let tuning = Tuning { io, ..tuning.clone() };
+        let (node, seen) = start(1, disk.clone(), tuning.clone(), Arc::new(NoPeers)).await.unwrap();
+        node.initialize_single("here:1").await.unwrap();
+        eventually("leads", || *node.is_leader().borrow()).await;
+        for n in 0..200 {
+            node.propose(add("n", n)).await.unwrap();
+        }
+        eventually("purges", || node.status().purged.is_some_and(|p| p > 100)).await;
+        let before = seen.lock().unwrap().1.clone();
+        drop(node);
+        disk.crash(Crash::LoseAll);
+        let (node, seen) = start(1, disk, tuning, Arc::new(NoPeers)).await.unwrap();
+        assert!(seen.lock().unwrap().0 > 100, "restored from a snapshot before the log is read");
+        eventually("leads", || *node.is_leader().borrow()).await;
+        node.linearizable().await.unwrap();
+        assert_eq!(seen.lock().unwrap().1, before);
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_failed_flush_ends_the_node_with_its_reason() {
+    let disk = MemDisk::new();
+    let (node, _) = alone(disk.clone()).await;
+    node.initialize_single("here:1").await.unwrap();
+    eventually("leads", || *node.is_leader().borrow()).await;
+    node.propose(set("a", 1)).await.unwrap();
+    disk.fail_sync(1);
+    let failed = node.propose(set("a", 2)).await;
+    assert!(matches!(&failed, Err(ProposeError::Fatal(reason)) if reason.contains("simulated sync failure")), "{failed:?}");
+    assert!(node.fatal().await.contains("simulated sync failure"));
+    assert!(node.status().fatal.is_some());
+    eventually("stops leading", || !*node.is_leader().borrow()).await;
+    assert!(matches!(node.propose(set("a", 3)).await, Err(ProposeError::Fatal(_))));
+    node.shutdown().await;
+
+    disk.crash(Crash::LoseAll);
+    let (node, seen) = alone(disk).await;
+    eventually("leads", || *node.is_leader().borrow()).await;
+    node.linearizable().await.unwrap();
+    assert_eq!(seen.lock().unwrap().1.values["a"], 1);
+    node.shutdown().await;
+}
+
+/// A machine of an older release: it does not know `Add`.
+#[derive(Default)]
+struct Older;
+
+impl Machine for Older {
+    type Command = OlderCommand;
+    type Answer = ();
+    fn apply(&mut self, _: u64, _: OlderCommand) {}
+    fn snapshot(&self) -> Capture {
+        Box::new(Vec::new)
+    }
+    fn restore(&mut self, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+    fn published(&mut self, _: u64) {}
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum OlderCommand {
+    Set { key: String, value: u64 },
+}
+
+#[tokio::test]
+async fn a_committed_command_that_does_not_decode_stops_the_server() {
+    let disk = MemDisk::new();
+    let (node, _) = alone(disk.clone()).await;
+    node.initialize_single("here:1").await.unwrap();
+    eventually("leads", || *node.is_leader().borrow()).await;
+    node.propose(set("a", 1)).await.unwrap();
+    let (index, _) = node.propose(add("a", 1)).await.unwrap();
+    node.shutdown().await;
+
+    let config = RaftConfig { node_id: 1, disk: Arc::new(disk), machine: Older, tuning: Tuning::default(), network: Arc::new(NoPeers) };
+    let reason = match RaftNode::start(config).await {
+        Err(StartError::Raft(reason)) => reason,
+        Err(other) => panic!("{other}"),
+        Ok(node) => {
+            let reason = node.fatal().await;
+            node.shutdown().await;
+            reason
+        }
+    };
+    assert!(reason.contains(&format!("log entry {index} does not decode")) && reason.contains("Add"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_log_purged_beyond_its_snapshots_is_refused() {
+    let disk = MemDisk::new();
+    let tuning = Tuning { snapshot_every: 20, keep_logs: 1, ..Tuning::default() };
+    let (node, _) = start(1, disk.clone(), tuning, Arc::new(NoPeers)).await.unwrap();
+    node.initialize_single("here:1").await.unwrap();
+    eventually("leads", || *node.is_leader().borrow()).await;
+    for n in 0..30 {
+        node.propose(set("n", n)).await.unwrap();
+    }
+    eventually("purges", || node.status().purged.is_some()).await;
+    node.shutdown().await;
+    for name in disk.list().unwrap().iter().filter(|n| n.ends_with(".snap")) {
+        disk.remove(name).unwrap();
+    }
+    let Err(e) = start(1, disk, Tuning::default(), Arc::new(NoPeers)).await else { panic!("it started") };
+    assert!(matches!(e, StartError::SnapshotMissing { snapshot: 0, .. }), "{e}");
+}
+
+#[tokio::test]
+async fn timers_that_contradict_each_other_are_refused() {
+    let tuning = Tuning { heartbeat: Duration::from_millis(600), ..Tuning::default() };
+    let Err(e) = start(1, MemDisk::new(), tuning, Arc::new(NoPeers)).await else { panic!("it started") };
+    assert!(e.to_string().contains("`heartbeat` 600ms must be at most half"), "{e}");
+}
