@@ -8,6 +8,7 @@ pub mod api;
 pub mod codec;
 pub mod env;
 pub mod ids;
+pub mod join_token;
 pub mod protocol;
 pub mod reason;
 pub mod spec;

@@ -1,1 +1,11 @@
-//! x
+//! The real side of the traits in `optimus-common`: this host's clock, randomness and tasks; and what
+//! both shells share of files, TLS, QUIC and logging.
+
+pub mod clock;
+pub mod entropy;
+pub mod env;
+pub mod files;
+pub mod spawn;
+pub mod telemetry;
+pub mod tls;
+pub mod transport;
