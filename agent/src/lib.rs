@@ -2,4 +2,5 @@
 //!
 //! It never decides placement, and never needs the control plane to keep what runs running.
 
+pub mod link;
 pub mod workloads;

@@ -186,7 +186,8 @@ pub struct JoinAnswer {
     pub ca: Vec<u8>,
 }
 
-/// A fresh certificate for the same node and a new or the same key, on the control stream.
+/// A fresh certificate for the same node and the same key, on the control stream. With a certificate
+/// that expired it is the first and only message, instead of [`Hello`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RenewRequest {
     pub csr: Vec<u8>,

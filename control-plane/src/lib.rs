@@ -2,4 +2,8 @@
 //!
 //! Decisions are in `optimus-core`; here they are acted on.
 
+pub mod agent_calls;
+pub mod gateway;
+pub mod identity;
+pub mod join_tokens;
 pub mod store;

@@ -28,8 +28,13 @@ pub const STREAMS_TO_AGENT: u32 = 32;
 pub const INCOMING_MAX: usize = 1024;
 
 const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Room for every stream's window: logs that nobody reads fill theirs, and must not stop the control
+/// stream. Costs memory only while data waits.
+const CONNECTION_WINDOW: u32 = (STREAMS_TO_AGENT + STREAMS_TO_SERVER + 1) * STREAM_WINDOW;
 const SEND_WINDOW: u64 = 1 << 20;
+/// First guess of an agent's round trip: a lost first packet is sent again after three of them, so an
+/// agent that knocks while its server starts is let in soon after.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Payload read at once; also what a frame's buffer starts with, however long the frame claims to be.
 const READ_STEP: usize = 64 << 10;
 
@@ -82,6 +87,7 @@ pub fn transport(side: Side) -> Arc<TransportConfig> {
         }))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
+        .initial_rtt(INITIAL_RTT)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(IDLE_TIMEOUT.try_into().expect("ten seconds fit a QUIC timeout")));
     Arc::new(config)
