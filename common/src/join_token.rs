@@ -181,7 +181,14 @@ impl JoinToken {
         if wire.secret.is_empty() || wire.secret.len() > SECRET_MAX {
             return Err(malformed(format!("its secret is {} characters long", wire.secret.len())));
         }
-        Ok(JoinToken { servers: wire.servers, ca_sha256, role: wire.role, id: wire.id, secret: wire.secret, expires_at: Timestamp(wire.until) })
+        Ok(JoinToken {
+            servers: wire.servers,
+            ca_sha256,
+            role: wire.role,
+            id: wire.id,
+            secret: wire.secret,
+            expires_at: Timestamp(wire.until),
+        })
     }
 
     /// Refuses a token that has expired by our own clock. The servers check again by theirs.

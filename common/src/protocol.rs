@@ -30,6 +30,8 @@ pub const PROTOCOL: (u16, u16) = (1, 1);
 
 /// Most allocations in one desired set.
 pub const ALLOCS_PER_NODE_MAX: usize = 4096;
+/// Longest status of one allocation, as MessagePack. A longer one is neither sent nor taken.
+pub const STATUS_MAX: usize = 64 << 10;
 /// Most bytes of text from a workload inside a reason or status.
 pub const TEXT_MAX: usize = 512;
 

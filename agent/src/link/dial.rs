@@ -42,7 +42,9 @@ pub async fn dial(endpoint: &Endpoint, config: quinn::ClientConfig, address: &st
     let addresses: Vec<SocketAddr> = match resolved {
         Ok(Ok(found)) => found.take(ADDRESSES_MAX).collect(),
         Ok(Err(error)) => return Err(DialError::Unreachable(format!("failed to resolve {address}: {error}"))),
-        Err(_) => return Err(DialError::Unreachable(format!("failed to resolve {address}: no answer for {} s", RESOLVE_TIMEOUT.as_secs()))),
+        Err(_) => {
+            return Err(DialError::Unreachable(format!("failed to resolve {address}: no answer for {} s", RESOLVE_TIMEOUT.as_secs())));
+        }
     };
     let mut tries: FuturesUnordered<_> = addresses
         .iter()

@@ -87,7 +87,8 @@ impl AgentIdentity {
         let Some(bytes) = read(&path)? else { return Ok(None) };
         let stored: Stored = codec::from_envelope(KIND, VERSION, &bytes).map_err(|source| IdentityError::Damaged { path, source })?;
         let key = Arc::new(Key::from_pkcs8(&stored.key)?);
-        Self::checked(dir, stored.cluster, stored.node, stored.servers.clone(), stored.certificate.clone(), stored.ca.clone(), key).map(Some)
+        Self::checked(dir, stored.cluster, stored.node, stored.servers.clone(), stored.certificate.clone(), stored.ca.clone(), key)
+            .map(Some)
     }
 
     /// Puts together and stores what a join gave.
@@ -177,7 +178,8 @@ pub(super) fn pending_key(data_dir: &Path) -> Result<Key, IdentityError> {
         }
     }
     let key = Key::generate()?;
-    let bytes = Zeroizing::new(codec::envelope(PENDING_KIND, VERSION, &key.to_pkcs8().to_vec()));
+    let secret = key.to_pkcs8();
+    let bytes = Zeroizing::new(codec::envelope(PENDING_KIND, VERSION, &*secret));
     write(&dir, PENDING, &bytes)?;
     Ok(key)
 }

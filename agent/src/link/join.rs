@@ -107,10 +107,14 @@ async fn try_servers(
         match answer {
             Ok(Ok(Message::JoinAnswer(answer))) => return Ok((server.clone(), answer)),
             // Another server may know a leader.
-            Ok(Ok(Message::Refused(Refused { code, message }))) if code == code::NO_LEADER.code => tried.push(format!("{server}: {message}")),
+            Ok(Ok(Message::Refused(Refused { code, message }))) if code == code::NO_LEADER.code => {
+                tried.push(format!("{server}: {message}"))
+            }
             Ok(Ok(Message::Refused(Refused { code, message }))) => return Err(JoinError::Refused { code, message }),
             Ok(Ok(_)) => return Err(JoinError::Answer { server: server.clone(), what: "another message than an answer".into() }),
-            Ok(Err(error)) if error.is_violation() => return Err(JoinError::Answer { server: server.clone(), what: Chain(&error).to_string() }),
+            Ok(Err(error)) if error.is_violation() => {
+                return Err(JoinError::Answer { server: server.clone(), what: Chain(&error).to_string() });
+            }
             Ok(Err(error)) => {
                 let why = error.connection().map_or_else(|| Chain(&error).to_string(), transport::explain);
                 tried.push(format!("{server}: {why}"));

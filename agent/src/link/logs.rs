@@ -49,7 +49,11 @@ async fn refuse(writer: &mut FrameWriter, code: &str, message: String) -> Result
     writer.finish()
 }
 
-async fn answer(workloads: &Arc<dyn Workloads>, request: optimus_common::protocol::LogRequest, writer: &mut FrameWriter) -> Result<(), FrameError> {
+async fn answer(
+    workloads: &Arc<dyn Workloads>,
+    request: optimus_common::protocol::LogRequest,
+    writer: &mut FrameWriter,
+) -> Result<(), FrameError> {
     let (give, mut take) = mpsc::channel(CHUNKS_WAITING);
     let mut reading = workloads.logs(request, give);
     let mut outcome: Option<Result<(), LogError>> = None;

@@ -171,9 +171,16 @@ impl Log {
         self.last = Some((key, now));
         match end {
             End::Refused { code, .. } if !heals(code) => {
-                tracing::error!(server, code, reason = text, "the control plane refuses this node; what runs keeps running, and the link keeps trying");
+                tracing::error!(
+                    server,
+                    code,
+                    reason = text,
+                    "the control plane refuses this node; what runs keeps running, and the link keeps trying"
+                );
             }
-            End::Refused { .. } | End::Failed { .. } => tracing::warn!(server, reason = text, "no session with the control plane; trying again"),
+            End::Refused { .. } | End::Failed { .. } => {
+                tracing::warn!(server, reason = text, "no session with the control plane; trying again")
+            }
             End::Lost { .. } => tracing::warn!(server, reason = text, "lost the session with the control plane; connecting again"),
             End::Renewed => {}
         }

@@ -3,7 +3,9 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use optimus_common::protocol::{ALPN_AGENT, Blob, Desired, Hello, Message, PROTOCOL, Pong, Refused, RenewRequest, Report, Welcome};
+use optimus_common::protocol::{
+    ALPN_AGENT, Blob, Desired, Hello, Message, PROTOCOL, Pong, Refused, RenewRequest, Report, STATUS_MAX, Welcome,
+};
 use optimus_common::reason::code;
 use optimus_host::telemetry::Chain;
 use optimus_host::tls;
@@ -61,7 +63,9 @@ impl End {
         let text = transport::explain(error);
         match error {
             // Closed with `CODE message`.
-            ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. }) if u64::from(*error_code) == u64::from(close::REFUSED) => {
+            ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. })
+                if u64::from(*error_code) == u64::from(close::REFUSED) =>
+            {
                 let (code, message) = text.split_once(' ').unwrap_or(("", &text));
                 End::Refused { code: code.to_owned(), message: message.to_owned() }
             }
@@ -95,6 +99,12 @@ async fn connect(link: &Link, endpoint: &Endpoint, address: &str) -> Result<(Con
         .map_err(|e| End::failed(Chain(&e).to_string()))?;
     let config = transport::client_config(config).map_err(|e| End::failed(Chain(&e).to_string()))?;
     let connection = dial(endpoint, config, address).await.map_err(|error| match error {
+        DialError::NotTrusted(reason) if reason.contains("expired") || reason.contains("not valid yet") => End::Refused {
+            code: code::CERTIFICATE_EXPIRED.code.into(),
+            message: format!(
+                "the certificate of the server at {address} does not hold at this time; check the clocks of both hosts: {reason}"
+            ),
+        },
         DialError::NotTrusted(reason) => End::Refused {
             code: code::NODE_REFUSED.code.into(),
             message: format!("whoever answers at {address} is not a server of this node's cluster: {reason}"),
@@ -107,13 +117,8 @@ async fn connect(link: &Link, endpoint: &Endpoint, address: &str) -> Result<(Con
         let csr = identity.key.request().map_err(|e| End::failed(Chain(&e).to_string()))?;
         RenewRequest { csr }.into()
     } else {
-        Hello {
-            versions: PROTOCOL,
-            node: identity.node,
-            generation: link.workloads.generation(),
-            facts: Blob::of(&link.workloads.facts()),
-        }
-        .into()
+        Hello { versions: PROTOCOL, node: identity.node, generation: link.workloads.generation(), facts: Blob::of(&link.workloads.facts()) }
+            .into()
     };
     let greeting = async {
         let (send, receive) = connection.open_bi().await.map_err(quinn::ReadError::ConnectionLost)?;
@@ -167,7 +172,13 @@ async fn serve(link: &Link, connection: &Connection, reader: FrameReader, writer
     }
 }
 
-async fn read(link: &Link, mut reader: FrameReader, heard: &Mutex<Duration>, out: &mpsc::Sender<Message>, newest: &watch::Sender<Option<Desired>>) -> End {
+async fn read(
+    link: &Link,
+    mut reader: FrameReader,
+    heard: &Mutex<Duration>,
+    out: &mpsc::Sender<Message>,
+    newest: &watch::Sender<Option<Desired>>,
+) -> End {
     loop {
         let message = match reader.next().await {
             Ok(Some(message)) => message,
@@ -250,6 +261,11 @@ fn split(report: Report) -> Vec<Report> {
     let mut parts = vec![Report { generation, statuses: vec![], gone: vec![] }];
     let mut size = 0;
     for status in statuses {
+        if status.0.len() > STATUS_MAX {
+            // The server would not take it; sending it again and again would cost the session.
+            tracing::error!(bytes = status.0.len(), "the status of an allocation is too long to be reported");
+            continue;
+        }
         if size > 0 && size + status.0.len() > REPORT_FRAME {
             parts.push(Report { generation, statuses: vec![], gone: vec![] });
             size = 0;
@@ -323,9 +339,11 @@ mod tests {
 
     #[test]
     fn a_long_report_is_sent_in_parts_and_the_gone_come_last() {
-        let statuses: Vec<Blob> = (0..40u8).map(|n| Blob(vec![n; 100_000])).collect();
+        let statuses: Vec<Blob> = (0..60u8).map(|n| Blob(vec![n; 60_000])).collect();
         let gone = vec![optimus_common::AllocId(uuid::Uuid::from_u128(1))];
-        let parts = split(Report { generation: 7, statuses: statuses.clone(), gone: gone.clone() });
+        let mut with_too_long = statuses.clone();
+        with_too_long.insert(3, Blob(vec![0; STATUS_MAX + 1]));
+        let parts = split(Report { generation: 7, statuses: with_too_long, gone: gone.clone() });
         assert!(parts.len() >= 4);
         for part in &parts {
             assert!(part.statuses.iter().map(|s| s.0.len()).sum::<usize>() <= REPORT_FRAME);

@@ -54,7 +54,10 @@ pub fn create_private_dir(dir: &Path) -> io::Result<()> {
 pub fn check_private(path: &Path) -> io::Result<()> {
     let mode = fs::metadata(path)?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("its mode is {mode:03o}; others than its owner may use it: chmod 600 it")));
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("its mode is {mode:03o}; others than its owner may use it: chmod 600 it"),
+        ));
     }
     Ok(())
 }

@@ -205,7 +205,13 @@ fn client_builder(clock: &Arc<dyn Clock>) -> Result<rustls::ConfigBuilder<rustls
 }
 
 /// A client of the cluster's servers with a certificate of its own. Dial as [`SERVER_NAME`].
-pub fn member_client(ca: &[u8], certificate: &[u8], key: &Key, alpn: &[u8], clock: &Arc<dyn Clock>) -> Result<rustls::ClientConfig, TlsError> {
+pub fn member_client(
+    ca: &[u8],
+    certificate: &[u8],
+    key: &Key,
+    alpn: &[u8],
+    clock: &Arc<dyn Clock>,
+) -> Result<rustls::ClientConfig, TlsError> {
     let mut config = client_builder(clock)?
         .with_root_certificates(roots(ca)?)
         .with_client_auth_cert(vec![CertificateDer::from(certificate.to_vec())], key.private_der())
@@ -217,7 +223,8 @@ pub fn member_client(ca: &[u8], certificate: &[u8], key: &Key, alpn: &[u8], cloc
 
 /// A client that knows nothing but the SHA-256 of the CA, and has no certificate. Dial as [`SERVER_NAME`].
 pub fn pinned_client(ca_sha256: [u8; 32], alpn: &[u8], clock: &Arc<dyn Clock>) -> Result<rustls::ClientConfig, TlsError> {
-    let mut config = client_builder(clock)?.dangerous().with_custom_certificate_verifier(Arc::new(PinnedCa { ca_sha256 })).with_no_client_auth();
+    let mut config =
+        client_builder(clock)?.dangerous().with_custom_certificate_verifier(Arc::new(PinnedCa { ca_sha256 })).with_no_client_auth();
     config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
@@ -251,11 +258,21 @@ impl ServerCertVerifier for PinnedCa {
         verifier.verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
     }
 
-    fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         rustls::crypto::verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         rustls::crypto::verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
     }
 
@@ -290,7 +307,10 @@ pub fn machine_server(
 }
 
 /// The server side for people and their tools: HTTPS without client certificates.
-pub fn https_server(certificates: Arc<dyn rustls::server::ResolvesServerCert>, clock: &Arc<dyn Clock>) -> Result<rustls::ServerConfig, TlsError> {
+pub fn https_server(
+    certificates: Arc<dyn rustls::server::ResolvesServerCert>,
+    clock: &Arc<dyn Clock>,
+) -> Result<rustls::ServerConfig, TlsError> {
     let mut config = rustls::ServerConfig::builder_with_details(provider(), Arc::new(EnvTime(clock.clone())))
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Setup)?
@@ -335,10 +355,20 @@ impl ClientCertVerifier for MemberVerifier {
         }
     }
 
-    fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         self.0.verify_tls12_signature(message, cert, dss)
     }
-    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         self.0.verify_tls13_signature(message, cert, dss)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

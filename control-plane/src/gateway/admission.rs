@@ -119,7 +119,7 @@ mod tests {
         let held: Vec<Place> = (0..PLACES_PER_ADDRESS).map(|_| admission.enter(address(1)).unwrap()).collect();
         assert!(admission.enter(address(1)).is_none(), "one address cannot take more");
         assert!(admission.busy());
-        let rest: Vec<Place> = (2..=4).flat_map(|n| (0..PLACES_PER_ADDRESS).filter_map(move |_| Some(n))).filter_map(|n| admission.enter(address(n))).collect();
+        let rest: Vec<Place> = (2..=4).flat_map(|n| [n; PLACES_PER_ADDRESS]).filter_map(|n| admission.enter(address(n))).collect();
         assert_eq!(held.len() + rest.len(), PLACES);
         assert!(admission.enter(address(9)).is_none(), "all are taken");
         drop((held, rest));

@@ -101,7 +101,9 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, _place: 
     };
     let now = shared.store.env.clock.monotonic();
     let answer = match shared.admission.must_wait(address.ip(), now) {
-        Some(wait) => Err(No { code: &code::OVERLOADED, message: format!("too many failed joins from this address; wait {} s", wait.as_secs() + 1) }),
+        Some(wait) => {
+            Err(No { code: &code::OVERLOADED, message: format!("too many failed joins from this address; wait {} s", wait.as_secs() + 1) })
+        }
         None => {
             let answer = redeem(shared, &request).await;
             if matches!(&answer, Err(no) if no.code.code == code::TOKEN_REFUSED.code) {
@@ -155,7 +157,9 @@ async fn redeem(shared: &Shared, request: &JoinRequest) -> Result<JoinAnswer, No
         // It may have been made on another server a moment ago.
         state = shared.store.read().await.map_err(unavailable)?;
     }
-    let Some(row) = check(&state, id, secret) else { return Err(No::token("the join token is not known: wrong, revoked, or of another cluster")) };
+    let Some(row) = check(&state, id, secret) else {
+        return Err(No::token("the join token is not known: wrong, revoked, or of another cluster"));
+    };
     let now = shared.store.env.clock.now();
     if now >= row.expires_at {
         return Err(No::token(format!("the join token expired at {}", row.expires_at)));
@@ -182,9 +186,16 @@ async fn redeem(shared: &Shared, request: &JoinRequest) -> Result<JoinAnswer, No
     })?;
     match shared.store.propose(command).await.map_err(unavailable)? {
         // Another joiner was faster, or the clock moved on.
-        Applied::Refused(refusal @ (Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp)) => Err(No::token(refusal.to_string())),
+        Applied::Refused(refusal @ (Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp)) => {
+            Err(No::token(refusal.to_string()))
+        }
         Applied::Refused(refusal) => Err(No { code: &code::CONFLICT, message: refusal.to_string() }),
-        _ => Ok(JoinAnswer { cluster: shared.identity.cluster(), node, certificate: issued.certificate, ca: shared.identity.ca_der().to_vec() }),
+        _ => Ok(JoinAnswer {
+            cluster: shared.identity.cluster(),
+            node,
+            certificate: issued.certificate,
+            ca: shared.identity.ca_der().to_vec(),
+        }),
     }
 }
 

@@ -36,8 +36,9 @@ fn judge(watched: impl Iterator<Item = Watched>, since: Duration, now: Duration)
 
 pub async fn run(shared: Arc<Shared>) {
     let clock = shared.store.env.clock.clone();
-    let mut since: Option<Duration> = None;
     let mut last = clock.monotonic();
+    // From before the first session, so that those of the first moments count as heard.
+    let mut since = shared.store.status().is_leader.then_some(last);
     loop {
         tokio::select! {
             () = shared.stop.cancelled() => return,

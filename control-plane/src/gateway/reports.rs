@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use optimus_common::protocol::{AllocStatus, LAST_LINES_MAX, Report, TEXT_MAX};
+use optimus_common::protocol::{AllocStatus, LAST_LINES_MAX, Report, STATUS_MAX, TEXT_MAX};
 use optimus_common::{AllocId, NodeId};
 use optimus_core::state::{Applied, Command, State};
 use tokio::sync::Notify;
@@ -23,8 +23,6 @@ use super::Shared;
 const STATUSES_PER_COMMAND: usize = 128;
 /// Commands in flight at once.
 const COMMANDS_IN_FLIGHT: usize = 256;
-/// Longest status taken, as MessagePack.
-const STATUS_MAX: usize = 64 << 10;
 /// Entries of `unenforced` kept.
 const UNENFORCED_MAX: usize = 32;
 const RETRY_FIRST: Duration = Duration::from_millis(50);

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use optimus_common::protocol::{ALLOCS_PER_NODE_MAX, Desired, Hello, Message, NodeFacts, PROTOCOL, Ping, Refused, RenewAnswer, RenewRequest, Welcome};
+use optimus_common::protocol::{
+    ALLOCS_PER_NODE_MAX, Desired, Hello, Message, NodeFacts, PROTOCOL, Ping, Refused, RenewAnswer, RenewRequest, Welcome,
+};
 use optimus_common::reason::{Code, code};
 use optimus_common::{NodeId, Timestamp};
 use optimus_core::reconciler::desired_for;
@@ -100,7 +102,10 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
             }
             Err(no) => Err(no),
         },
-        _ if peer.expired => Err(No::new(&code::CERTIFICATE_EXPIRED, format!("the node's certificate expired at {}; only renewing it is possible", peer.not_after))),
+        _ if peer.expired => Err(No::new(
+            &code::CERTIFICATE_EXPIRED,
+            format!("the node's certificate expired at {}; only renewing it is possible", peer.not_after),
+        )),
         Message::Hello(hello) => welcome(shared, &peer, hello).await,
         _ => {
             tracing::warn!(%node, %address, "agent did not greet first");
@@ -147,7 +152,10 @@ fn identify(shared: &Shared, connection: &Connection) -> Result<Peer, No> {
     };
     let identity = PeerIdentity::of(certificate).map_err(|e| No::new(&code::NODE_REFUSED, Chain(&e).to_string()))?;
     if identity.cluster != shared.identity.cluster() {
-        return Err(No::new(&code::NODE_REFUSED, format!("the certificate is of cluster {}, this is {}", identity.cluster, shared.identity.cluster())));
+        return Err(No::new(
+            &code::NODE_REFUSED,
+            format!("the certificate is of cluster {}, this is {}", identity.cluster, shared.identity.cluster()),
+        ));
     }
     let Role::Agent(node) = identity.role else {
         return Err(No::new(&code::NODE_REFUSED, format!("the certificate is that of {}, not of an agent", identity.role)));
@@ -196,10 +204,10 @@ async fn welcome(shared: &Shared, peer: &Peer, hello: Hello) -> Result<(Welcome,
     check_facts(&facts).map_err(|what| No::new(&code::BAD_REQUEST, what))?;
     let state = admitted(shared, peer).await?;
     let row = on_record(&state, peer)?;
-    if !row.up || row.facts != facts {
-        if let Applied::Refused(refusal) = shared.store.propose(Command::NodeUp { node, facts }).await.map_err(unavailable)? {
-            return Err(No::new(&code::NODE_REFUSED, refusal.to_string()));
-        }
+    if (!row.up || row.facts != facts)
+        && let Applied::Refused(refusal) = shared.store.propose(Command::NodeUp { node, facts }).await.map_err(unavailable)?
+    {
+        return Err(No::new(&code::NODE_REFUSED, refusal.to_string()));
     }
     Ok((Welcome { version, cluster: shared.identity.cluster(), heartbeat: HEARTBEAT.into() }, generation))
 }
@@ -207,7 +215,12 @@ async fn welcome(shared: &Shared, peer: &Peer, hello: Hello) -> Result<(Welcome,
 /// Bounds what a node may put into the replicated state about itself.
 fn check_facts(facts: &NodeFacts) -> Result<(), String> {
     let NodeFacts { name, version, cpu: _, memory: _, arch, kernel, cgroup, unenforced, drivers, ports, address, boot_id, labels } = facts;
-    let texts = [name, version, arch, kernel, cgroup, address, boot_id].into_iter().chain(unenforced).chain(drivers).chain(labels.keys()).chain(labels.values());
+    let texts = [name, version, arch, kernel, cgroup, address, boot_id]
+        .into_iter()
+        .chain(unenforced)
+        .chain(drivers)
+        .chain(labels.keys())
+        .chain(labels.values());
     for text in texts {
         if text.len() > FACT_TEXT_MAX || text.chars().any(char::is_control) {
             return Err(format!("a text in the node's facts is longer than {FACT_TEXT_MAX} bytes or not printable"));
@@ -236,7 +249,8 @@ async fn renew(shared: &Shared, peer: &Peer, request: &RenewRequest) -> Result<(
         tracing::error!(node = %peer.node, error = %Chain(&e), "failed to issue a certificate");
         No::new(&code::INTERNAL, "the server failed to issue a certificate; its log says why")
     })?;
-    let command = Command::NodeCertificate { node: peer.node, key_fingerprint: key.key_fingerprint.to_vec(), expires_at: issued.expires_at };
+    let command =
+        Command::NodeCertificate { node: peer.node, key_fingerprint: key.key_fingerprint.to_vec(), expires_at: issued.expires_at };
     match shared.store.propose(command).await.map_err(unavailable)? {
         Applied::Refused(refusal) => Err(No::new(&code::NODE_REFUSED, refusal.to_string())),
         _ => Ok((RenewAnswer { certificate: issued.certificate, ca: shared.identity.ca_der().to_vec() }, issued.expires_at)),
@@ -294,7 +308,10 @@ impl Running<'_> {
                 Message::Pong(_) => {}
                 Message::Report(report) => {
                     if report.statuses.len() > 2 * ALLOCS_PER_NODE_MAX || report.gone.len() > 2 * ALLOCS_PER_NODE_MAX {
-                        return Err(FrameError::TooLong { length: report.statuses.len().max(report.gone.len()), limit: 2 * ALLOCS_PER_NODE_MAX });
+                        return Err(FrameError::TooLong {
+                            length: report.statuses.len().max(report.gone.len()),
+                            limit: 2 * ALLOCS_PER_NODE_MAX,
+                        });
                     }
                     self.shared.reports.submit(self.peer.node, report, &self.shared.store.state());
                 }
@@ -329,7 +346,12 @@ impl Running<'_> {
         std::future::pending().await // the reader has ended and says why
     }
 
-    async fn write(&self, mut writer: FrameWriter, generation: u64, mut answers: mpsc::Receiver<RenewAnswer>) -> Result<std::convert::Infallible, End> {
+    async fn write(
+        &self,
+        mut writer: FrameWriter,
+        generation: u64,
+        mut answers: mpsc::Receiver<RenewAnswer>,
+    ) -> Result<std::convert::Infallible, End> {
         let clock = &self.shared.store.env.clock;
         let mut sent = None;
         self.push(&mut writer, generation, &mut sent).await?;

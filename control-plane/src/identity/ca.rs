@@ -6,8 +6,8 @@ use optimus_common::env::Env;
 use optimus_common::{ClusterId, NodeId, Span, Timestamp};
 use optimus_host::tls::{self, DER_MAX, Key, Role, SERVER_NAME, TlsError};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 
@@ -129,7 +129,13 @@ impl Ca {
         Ok(SanType::URI(uri.clone().try_into().map_err(|_| IssueError::Name(uri))?))
     }
 
-    fn sign(&self, params: CertificateParams, key: &impl PublicKeyData, key_fingerprint: [u8; 32], env: &Env) -> Result<Issued, IssueError> {
+    fn sign(
+        &self,
+        params: CertificateParams,
+        key: &impl PublicKeyData,
+        key_fingerprint: [u8; 32],
+        env: &Env,
+    ) -> Result<Issued, IssueError> {
         let mut params = params;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

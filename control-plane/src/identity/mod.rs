@@ -103,7 +103,14 @@ impl Identity {
         all.sort();
         all.dedup();
         let own = certify(&ca, names.server, &all, &env)?;
-        Ok(Arc::new(Identity { env, cluster: cluster.id, ca, server: names.server, names: all, certificate: Arc::new(OwnCertificate(RwLock::new(own))) }))
+        Ok(Arc::new(Identity {
+            env,
+            cluster: cluster.id,
+            ca,
+            server: names.server,
+            names: all,
+            certificate: Arc::new(OwnCertificate(RwLock::new(own))),
+        }))
     }
 
     pub fn cluster(&self) -> ClusterId {
@@ -236,7 +243,10 @@ fn host_name() -> Option<String> {
     let fits = !name.is_empty()
         && name.len() <= 253
         && name.split('.').all(|l| {
-            (1..=63).contains(&l.len()) && !l.starts_with('-') && !l.ends_with('-') && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            (1..=63).contains(&l.len())
+                && !l.starts_with('-')
+                && !l.ends_with('-')
+                && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         });
     fits.then_some(name)
 }

@@ -144,7 +144,8 @@ mod tests {
     fn a_bad_root_key_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);
-        for bad in [String::new(), HEAD.into(), format!("{HEAD}{}", "0".repeat(64)), format!("{HEAD}{}", "é".repeat(32)), "x".repeat(300)] {
+        for bad in [String::new(), HEAD.into(), format!("{HEAD}{}", "0".repeat(64)), format!("{HEAD}{}", "é".repeat(32)), "x".repeat(300)]
+        {
             files::write_private(&path, bad.as_bytes()).unwrap();
             assert!(RootKey::open(dir.path()).is_err(), "{bad:?}");
         }

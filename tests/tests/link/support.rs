@@ -82,7 +82,12 @@ pub struct TestStore {
 
 impl TestStore {
     pub fn new() -> Arc<Self> {
-        let store = TestStore { state: Mutex::default(), applied: watch::Sender::new(0), leader: AtomicBool::new(true), proposals: AtomicU64::new(0) };
+        let store = TestStore {
+            state: Mutex::default(),
+            applied: watch::Sender::new(0),
+            leader: AtomicBool::new(true),
+            proposals: AtomicU64::new(0),
+        };
         Arc::new(store)
     }
     pub fn lead(&self, leads: bool) {
@@ -113,8 +118,18 @@ impl TestStore {
             let spec = Arc::new(super::spec());
             let release = Release { key: key.clone(), number: 1, spec, source: None, created_at: Timestamp(1) };
             state.releases.insert((key.clone(), 1), Arc::new(release));
-            let alloc =
-                Alloc { id, key, index: 0, release: 1, node, ports: vec![], run: true, stop_reason: None, created_at: Timestamp(1), status: None };
+            let alloc = Alloc {
+                id,
+                key,
+                index: 0,
+                release: 1,
+                node,
+                ports: vec![],
+                run: true,
+                stop_reason: None,
+                created_at: Timestamp(1),
+                status: None,
+            };
             state.allocs.insert(id, Arc::new(alloc));
         });
         id
