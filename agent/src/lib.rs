@@ -3,4 +3,5 @@
 //! It never decides placement, and never needs the control plane to keep what runs running.
 
 pub mod isolation;
+pub mod link;
 pub mod workloads;

@@ -2,12 +2,14 @@
 //! protocol and the codec.
 //!
 //! Pure: nothing here reads a clock, draws a random number, opens a file or a socket. The real side
-//! of the traits in [`env`] is in `optimus-host`; a simulator may supply its own.
+//! of the traits in [`env`] and [`disk`] is in `optimus-host`; a simulator may supply its own.
 
 pub mod api;
 pub mod codec;
+pub mod disk;
 pub mod env;
 pub mod ids;
+pub mod join_token;
 pub mod protocol;
 pub mod reason;
 pub mod spec;
@@ -18,5 +20,3 @@ pub use ids::{AllocId, ClusterId, DeploymentId, Name, NodeId, TokenId, WorkloadK
 pub use reason::Reason;
 pub use time::{Span, Timestamp};
 pub use units::{Bytes, Millicores};
-//! Types and traits every part of Optimus shares.
-pub mod disk;

@@ -30,6 +30,8 @@ pub const PROTOCOL: (u16, u16) = (1, 1);
 
 /// Most allocations in one desired set.
 pub const ALLOCS_PER_NODE_MAX: usize = 4096;
+/// Longest status of one allocation, as MessagePack. A longer one is neither sent nor taken.
+pub const STATUS_MAX: usize = 64 << 10;
 /// Most bytes of text from a workload inside a reason or status.
 pub const TEXT_MAX: usize = 512;
 
@@ -186,7 +188,8 @@ pub struct JoinAnswer {
     pub ca: Vec<u8>,
 }
 
-/// A fresh certificate for the same node and a new or the same key, on the control stream.
+/// A fresh certificate for the same node and the same key, on the control stream. With a certificate
+/// that expired it is the first and only message, instead of [`Hello`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RenewRequest {
     pub csr: Vec<u8>,

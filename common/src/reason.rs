@@ -235,6 +235,12 @@ codes! {
     HOST_NOT_ALLOWED = "OPT-1112", "host or origin not allowed", "The Host or Origin header is not one this server answers to. Add it with `--allow-host`.";
     OVERLOADED = "OPT-1113", "too many requests at once", "The server's queue is full. Try again after the time given.";
     TOKEN_REFUSED = "OPT-1201", "join token refused", "The token is wrong, expired, used up or revoked. Make a new one with `optimus nodes join-token`.";
+    NODE_REFUSED = "OPT-1202", "node refused",
+        "The node's certificate is not one this cluster accepts: the node was removed, its key is not the one on record, or the certificate belongs to another cluster or role. What runs on the node keeps running. Join it again with a new token from `optimus nodes join-token`.";
+    CERTIFICATE_EXPIRED = "OPT-1203", "certificate expired",
+        "The node's certificate has expired. An agent renews by itself, up to 30 days after expiry, with the key it joined with; check the clocks of both hosts if this lasts. Later, join the node again with a new token.";
+    PROTOCOL_MISMATCH = "OPT-1204", "no common protocol version",
+        "Agent and server speak no common version of the protocol. An agent may be one release behind the servers: upgrade the older side.";
     UNREACHABLE = "OPT-1301", "server not reachable", "Nothing answered at the address. Is `optimus server` or `optimus dev` running?";
 }
 

@@ -118,8 +118,8 @@ impl Consensus for RaftConsensus {
             server: status.node_id,
             leader: status.leader,
             term: status.term,
-            last_log: status.last_log,
-            applied: status.applied,
+            last_log: status.last_log.unwrap_or(0),
+            applied: status.applied.unwrap_or(0),
             voters: status.members.len() as u32,
             is_leader: status.leader == Some(status.node_id),
         }

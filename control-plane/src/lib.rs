@@ -2,8 +2,12 @@
 //!
 //! Decisions are in `optimus-core`; here they are acted on.
 
+pub mod agent_calls;
+pub mod consensus;
+pub mod gateway;
+pub mod identity;
+pub mod join_tokens;
 pub mod leader;
 pub mod memory_store;
-pub mod store;
-//! The control plane: replicated state, the loops that drive it, and the gateways in front of it.
 pub mod raft;
+pub mod store;

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use optimus_common::api::v1::DeploymentPhase;
-use optimus_common::protocol::Phase;
+use optimus_common::protocol::{Blob, DesiredAlloc, Phase};
 use optimus_common::{AllocId, NodeId, Reason, Timestamp};
 
 use crate::scheduler;
@@ -258,4 +258,24 @@ impl Pass<'_> {
         let index = self.scratch.index;
         let _: Applied = self.scratch.apply(index, Proposal { at: self.now, request: None, command: Command::Plan(plan) });
     }
+}
+
+/// What a node should hold, as its agent receives it: its copies, less those that have ended as wished.
+pub fn desired_for(state: &State, node: NodeId) -> Vec<DesiredAlloc> {
+    state
+        .allocs_on(node)
+        .filter(|a| !a.has_ended())
+        .filter_map(|a| {
+            let release = state.release(&a.key, a.release)?;
+            Some(DesiredAlloc {
+                id: a.id,
+                key: a.key.clone(),
+                index: a.index,
+                release: a.release,
+                run: a.run,
+                ports: a.ports.clone(),
+                spec: Blob::of(&*release.spec),
+            })
+        })
+        .collect()
 }

@@ -72,11 +72,6 @@ impl State {
         self.by_node.get(&node).into_iter().flatten().filter_map(|id| self.allocs.get(id))
     }
 
-    /// What a node should hold: its allocations, less those that have stopped as wished.
-    pub fn desired_for(&self, node: NodeId) -> Vec<Arc<Alloc>> {
-        self.allocs_on(node).filter(|a| !a.has_ended()).cloned().collect()
-    }
-
     fn insert_alloc(&mut self, alloc: Alloc) {
         let alloc = Arc::new(alloc);
         index_insert(&mut self.by_workload, alloc.key.clone(), alloc.id);
