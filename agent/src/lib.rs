@@ -2,4 +2,11 @@
 //!
 //! It never decides placement, and never needs the control plane to keep what runs running.
 
+pub mod alloc;
+pub mod health;
+pub mod ledger;
+pub mod logs;
+pub mod ports;
+#[doc(hidden)]
+pub mod testing;
 pub mod workloads;
