@@ -3,9 +3,12 @@
 //! It never decides placement, and never needs the control plane to keep what runs running.
 
 pub mod alloc;
+pub mod driver;
+pub mod facts;
 pub mod health;
 pub mod ledger;
 pub mod logs;
+pub mod manager;
 pub mod ports;
 #[doc(hidden)]
 pub mod testing;

@@ -83,8 +83,8 @@ pub enum State {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// Nothing of it runs yet: start it.
-    Launch,
+    /// Nothing of it runs: start it as this attempt.
+    Launch { attempt: u32 },
     /// A run of an earlier agent was found alive; it has been up for `up`.
     Recovered { attempt: u32, up: Duration },
     Started { attempt: u32 },
@@ -160,11 +160,11 @@ impl Machine {
         }
     }
 
-    /// Takes an event; `next_attempt` numbers the run should one be started at once.
+    /// Takes an event and says what to do. Starting is the last thing of an ended run: its [`Event::Ended`] came first.
     pub fn on(&mut self, event: Event, now: Now) -> Result<Vec<Action>, Illegal> {
         use State::*;
         let (state, actions) = match (self.state.clone(), event) {
-            (Pending, Event::Launch) => self.start(1, now),
+            (Pending, Event::Launch { attempt }) => self.start(attempt, now),
             (Pending | Backoff { .. }, Event::Recovered { attempt, up }) => (Running { attempt, since: now.mono.saturating_sub(up) }, vec![]),
             // What an earlier agent's run came to while nobody watched.
             (Pending, Event::Ended { attempt, reason, jitter }) => self.ended_run(attempt, Duration::ZERO, reason, jitter, now),

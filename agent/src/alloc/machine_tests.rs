@@ -30,7 +30,7 @@ fn ended(attempt: u32, code: i32) -> Event {
 #[test]
 fn a_killed_copy_is_started_again_at_once_and_then_ever_later() {
     let mut m = Machine::new(policy(), 0);
-    assert_eq!(m.on(Event::Launch, at(0)).unwrap(), [Action::Start { attempt: 1 }]);
+    assert_eq!(m.on(Event::Launch { attempt: 1 }, at(0)).unwrap(), [Action::Start { attempt: 1 }]);
     m.on(Event::Started { attempt: 1 }, at(1)).unwrap();
     assert_eq!(m.on(ended(1, 1), at(2)).unwrap(), [Action::Start { attempt: 2 }], "the first restart is at once");
     m.on(Event::Started { attempt: 2 }, at(3)).unwrap();
@@ -46,7 +46,7 @@ fn a_killed_copy_is_started_again_at_once_and_then_ever_later() {
 #[test]
 fn a_crash_loop_shows_after_three_restarts_and_names_the_last_cause() {
     let mut m = Machine::new(policy(), 0);
-    m.on(Event::Launch, at(0)).unwrap();
+    m.on(Event::Launch { attempt: 1 }, at(0)).unwrap();
     let mut now = 0;
     for attempt in 1..=4 {
         m.on(Event::Started { attempt }, at(now)).unwrap();
@@ -74,7 +74,7 @@ fn a_copy_that_was_up_for_long_starts_its_back_off_afresh() {
 #[test]
 fn a_stop_while_starting_waits_for_the_start_and_ends_it() {
     let mut m = Machine::new(policy(), 0);
-    m.on(Event::Launch, at(0)).unwrap();
+    m.on(Event::Launch { attempt: 1 }, at(0)).unwrap();
     assert_eq!(m.on(Event::StopRequested, at(1)).unwrap(), []);
     assert_eq!(m.on(Event::Started { attempt: 1 }, at(2)).unwrap(), [Action::Stop { attempt: 1 }]);
     assert_eq!(m.on(Event::Tick, at(15_002)).unwrap(), [Action::Kill { attempt: 1 }], "grace and margin have passed");
@@ -86,7 +86,7 @@ fn a_stop_while_starting_waits_for_the_start_and_ends_it() {
 #[test]
 fn a_start_that_never_answers_is_killed_and_tried_again() {
     let mut m = Machine::new(policy(), 1);
-    m.on(Event::Launch, at(0)).unwrap();
+    m.on(Event::Launch { attempt: 1 }, at(0)).unwrap();
     assert_eq!(m.on(Event::Tick, at(30_000)).unwrap(), [Action::Kill { attempt: 1 }]);
     let gone = Event::Ended { attempt: 1, reason: Reason::ExitUnknown { what: "killed".into() }, jitter: 0.0 };
     m.on(gone, at(30_001)).unwrap();
@@ -96,7 +96,7 @@ fn a_start_that_never_answers_is_killed_and_tried_again() {
 #[test]
 fn a_port_taken_by_a_stranger_fails_the_copy_for_good() {
     let mut m = Machine::new(policy(), 0);
-    m.on(Event::Launch, at(0)).unwrap();
+    m.on(Event::Launch { attempt: 1 }, at(0)).unwrap();
     let reason = Reason::PortTaken { port: 20_001, holder: None };
     m.on(Event::StartFailed { attempt: 1, reason: reason.clone(), elsewhere: true, jitter: 0.0 }, at(1)).unwrap();
     assert_eq!(*m.state(), State::Failed { reason });
@@ -106,7 +106,7 @@ fn a_port_taken_by_a_stranger_fails_the_copy_for_good() {
 #[test]
 fn a_job_that_exits_zero_is_done() {
     let mut m = Machine::new(Policy { run_once: true, ..policy() }, 0);
-    m.on(Event::Launch, at(0)).unwrap();
+    m.on(Event::Launch { attempt: 1 }, at(0)).unwrap();
     m.on(Event::Started { attempt: 1 }, at(1)).unwrap();
     assert_eq!(m.on(ended(1, 0), at(2)).unwrap(), []);
     assert!(m.is_final());
@@ -115,11 +115,11 @@ fn a_job_that_exits_zero_is_done() {
 #[test]
 fn an_event_of_an_older_run_is_refused_and_changes_nothing() {
     let mut m = Machine::new(policy(), 0);
-    m.on(Event::Launch, at(0)).unwrap();
+    m.on(Event::Launch { attempt: 1 }, at(0)).unwrap();
     m.on(Event::Started { attempt: 1 }, at(1)).unwrap();
     let before = m.clone();
     assert!(m.on(ended(9, 0), at(2)).is_err());
-    assert!(m.on(Event::Launch, at(2)).is_err());
+    assert!(m.on(Event::Launch { attempt: 1 }, at(2)).is_err());
     assert_eq!(m, before);
 }
 
@@ -127,7 +127,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     let attempt = 0u32..6;
     let reason = Just(exited(1, Span::millis(5)));
     prop_oneof![
-        Just(Event::Launch),
+        Just(Event::Launch { attempt: 1 }),
         (attempt.clone(), 0u64..100).prop_map(|(attempt, up)| Event::Recovered { attempt, up: Duration::from_secs(up) }),
         attempt.clone().prop_map(|attempt| Event::Started { attempt }),
         (attempt.clone(), reason.clone(), any::<bool>(), 0.0f64..1.0)
@@ -209,7 +209,7 @@ proptest! {
         ending in prop::collection::vec((any::<u8>(), 0.0f64..1.0), 1..20),
     ) {
         let (mut m, mut host, mut now) = (Machine::new(policy(), 0), Host::default(), 0);
-        host.perform(&m.on(Event::Launch, at(now)).unwrap());
+        host.perform(&m.on(Event::Launch { attempt: 1 }, at(now)).unwrap());
         for (dice, jitter, pause) in steps {
             if m.is_final() { break }
             now += pause;

@@ -6,3 +6,5 @@
 
 pub mod backoff;
 pub mod machine;
+pub mod status;
+pub mod worker;

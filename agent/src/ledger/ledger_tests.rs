@@ -76,7 +76,7 @@ async fn a_damaged_ledger_is_moved_aside_and_the_epoch_still_grows() {
         |b| b.iter_mut().step_by(97).for_each(|x| *x ^= 0x11),
     ];
     let mut epoch = 0;
-    for damage in damages {
+    for (n, damage) in damages.into_iter().enumerate() {
         let (writer, held) = open(dir.path(), &sealer, &env).unwrap();
         assert!(held.epoch > epoch);
         epoch = held.epoch;
@@ -86,7 +86,7 @@ async fn a_damaged_ledger_is_moved_aside_and_the_epoch_still_grows() {
         damage(&mut bytes);
         fs::write(&path, bytes).unwrap();
         let (writer, held) = open(dir.path(), &sealer, &env).unwrap();
-        assert!(held.rebuilt && held.desired.is_empty() && held.generation == 0);
+        assert!(held.rebuilt && held.desired.is_empty() && held.generation == 0, "damage {n}: {held:?}");
         assert!(held.epoch >= epoch);
         epoch = held.epoch;
         drop(writer);

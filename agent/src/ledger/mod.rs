@@ -6,7 +6,7 @@
 //! found again through the run directories.
 //!
 //! Tables: `desired` and `record` by allocation id, `meta` with the generation and the epoch. The epoch grows at each
-//! start of an agent and is the high half of status numbers.
+//! start of an agent and is the high part of status numbers.
 
 pub mod seal;
 mod writer;
@@ -93,7 +93,13 @@ pub(crate) fn store(step: &'static str) -> impl Fn(redb::Error) -> LedgerError {
 /// A damaged one is moved aside. Fails only when the disk cannot be used at all.
 pub fn open(data_dir: &Path, sealer: &Sealer, env: &Env) -> Result<(Writer, Held), LedgerError> {
     let path = data_dir.join("ledger.redb");
+    let existed = fs::metadata(&path).is_ok_and(|m| m.len() > 0);
     let (database, mut held) = match guarded(&path, sealer) {
+        // Every ledger of ours has an epoch; redb takes a file with a blank head for a new one.
+        Ok((database, held)) if existed && held.epoch == 0 => {
+            tracing::error!(path = %path.display(), "the ledger was blank: running copies are found through their run directories");
+            (database, Held { rebuilt: true, ..Held::default() })
+        }
         Ok(opened) => opened,
         Err(error) if path.exists() && !matches!(error, LedgerError::File { .. }) => {
             let aside = data_dir.join(format!("ledger.redb.damaged-{}", env.clock.now().0));
@@ -106,7 +112,7 @@ pub fn open(data_dir: &Path, sealer: &Sealer, env: &Env) -> Result<(Writer, Held
         Err(error) => return Err(error),
     };
     // A lost ledger must not make status numbers go back: then the wall clock is the best there is.
-    held.epoch = (held.epoch + 1).max(env.clock.now().0 / 1000);
+    held.epoch = (held.epoch + 1).max(env.clock.now().0);
     set_epoch(&database, held.epoch)?;
     Ok((Writer::start(database, sealer.clone()), held))
 }
