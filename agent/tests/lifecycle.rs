@@ -104,7 +104,7 @@ fn a_stop_ends_all_processes_also_those_that_ignore_it_and_removes_the_cgroups()
     node.stop(a.id);
     let stopped = node.until(a.id, "stopped", |s| s.phase == Phase::Stopped);
     assert_eq!(stopped.reason, Some(Reason::StopRequested));
-    assert_eq!(node.processes(a.id), []);
+    assert_eq!(node.processes(a.id), Vec::<i32>::new());
     let id = a.id.to_string();
     until("its cgroups are gone", || node.cgroups().iter().all(|c| !c.to_string_lossy().contains(&id)).then_some(()));
     node.drop_all();
@@ -118,7 +118,7 @@ fn stopping_the_whole_agent_stops_everything_and_its_next_start_runs_it_again() 
     node.want([a.clone()]);
     node.ready(a.id);
     assert!(node.stop_all());
-    assert_eq!(node.processes(a.id), []);
+    assert_eq!(node.processes(a.id), Vec::<i32>::new());
     assert_eq!(node.cgroups(), Vec::<std::path::PathBuf>::new());
     node.die();
     node.start();

@@ -91,7 +91,7 @@ async fn a_damaged_ledger_is_moved_aside_and_the_epoch_still_grows() {
         epoch = held.epoch;
         drop(writer);
     }
-    assert!(fs::read_dir(dir.path()).unwrap().count() >= 2 + 1);
+    assert!(fs::read_dir(dir.path()).unwrap().count() > 2);
 }
 
 #[test]
