@@ -2,4 +2,6 @@
 //!
 //! Decisions are in `optimus-core`; here they are acted on.
 
+pub mod leader;
+pub mod memory_store;
 pub mod store;

@@ -71,12 +71,13 @@ pub struct ReasonView {
 
 impl From<&Reason> for ReasonView {
     fn from(reason: &Reason) -> Self {
-        let code = reason.code();
+        // A crash loop or a missed deadline is named by what it stands on: that is what can be mended.
+        let code = reason.root().code();
         ReasonView {
             code: code.code.into(),
             title: code.title.into(),
             message: reason.to_string(),
-            hint: reason.root().code().about.into(),
+            hint: code.about.into(),
             detail: reason.clone(),
         }
     }

@@ -4,4 +4,7 @@
 //! fixed by the proposer and comes in as an argument. `apply` gives the same state on every server.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod reconciler;
+pub mod scheduler;
 pub mod state;
+pub mod view;

@@ -27,6 +27,11 @@ pub struct State {
     pub events: OrdMap<(u64, u32), Arc<Event>>,
     /// Answers of the newest [`REQUESTS_KEPT`] requests, so that a retry has one effect.
     pub requests: OrdMap<optimus_common::ids::RequestId, Arc<Answered>>,
+    /// Derived from `allocs`, rebuilt when a snapshot is read.
+    #[serde(skip)]
+    pub(crate) by_workload: OrdMap<WorkloadKey, imbl::OrdSet<AllocId>>,
+    #[serde(skip)]
+    pub(crate) by_node: OrdMap<NodeId, imbl::OrdSet<AllocId>>,
 }
 
 pub const RELEASES_KEPT: usize = 20;
@@ -34,7 +39,8 @@ pub const EVENTS_KEPT: usize = 10_000;
 pub const REQUESTS_KEPT: usize = 10_000;
 /// Ended deployments kept of each workload.
 pub const DEPLOYMENTS_KEPT: usize = 20;
-/// Most nodes, workloads and copies of one workload the state accepts.
+/// Most live join tokens, nodes, workloads and copies of one workload the state accepts.
+pub const TOKENS_MAX: usize = 1000;
 pub const NODES_MAX: usize = 10_000;
 pub const WORKLOADS_MAX: usize = 100_000;
 pub const COPIES_MAX: u32 = 10_000;
