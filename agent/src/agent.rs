@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::alloc::worker::Context;
 use crate::driver::Driver;
-use crate::driver::process::{ProcessConfig, ProcessDriver, ProcessError};
+use crate::driver::process::{ProcessConfig, ProcessDriver};
 use crate::facts::{self, Stated};
 use crate::ledger::{self, LedgerError, Sealer};
 use crate::manager::Manager;
@@ -68,8 +68,6 @@ pub enum AgentError {
     InUse(PathBuf),
     #[error("failed to open the ledger")]
     Ledger(#[from] LedgerError),
-    #[error("failed to set up the process driver")]
-    Process(#[from] ProcessError),
 }
 
 /// A running agent.
@@ -103,8 +101,8 @@ impl Agent {
 
         let stated = Stated { name, address, ports, labels };
         let node = stated.name.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
-        let process = ProcessConfig { runner, allocs_dir: allocs_dir.clone(), allow_unenforced, workload_user, node, cgroup_owner, dynamic_ports: ports };
-        let process = Arc::new(ProcessDriver::new(process, env.clone())?);
+        let process = ProcessConfig { runner, allocs_dir: allocs_dir.clone(), allow_unenforced, workload_user, node, cgroup_owner };
+        let process = Arc::new(ProcessDriver::new(process, env.clone()));
         let facts = facts::gather(&stated, process.cgroup(), &[process.fingerprint()]);
 
         let ctx = Arc::new(Context {
@@ -184,7 +182,8 @@ fn prepare(data_dir: &Path) -> Result<PathBuf, AgentError> {
     for dir in [data_dir, &allocs_dir] {
         crate::manager::make_dir(dir).map_err(file("create", dir))?;
     }
-    Ok(allocs_dir)
+    // Workloads see paths below it, from directories of their own.
+    fs::canonicalize(&allocs_dir).map_err(file("find", &allocs_dir))
 }
 
 fn lock(data_dir: &Path) -> Result<File, AgentError> {

@@ -2,10 +2,12 @@
 //!
 //! It never decides placement, and never needs the control plane to keep what runs running.
 
+pub mod agent;
 pub mod alloc;
 pub mod driver;
 pub mod facts;
 pub mod health;
+pub mod isolation;
 pub mod ledger;
 pub mod logs;
 pub mod manager;

@@ -162,7 +162,7 @@ impl Worker {
                 Woke::Readiness(finding) => self.readiness(finding).await,
                 Woke::Liveness(finding) => self.liveness(finding).await,
                 Woke::Deadline => self.feed(Event::Tick).await,
-                Woke::Look => self.look(),
+                Woke::Look => self.look().await,
                 Woke::Cleaned => continue,
             }
             self.publish();
@@ -306,7 +306,7 @@ impl Worker {
         self.status.pid = Some(run.pid());
         self.status.started_at = Some(run.started_at());
         self.status.unenforced = run.unenforced();
-        self.dropped_lines = run.dropped_lines();
+        self.dropped_lines = 0;
         let spec = Arc::clone(&self.spec);
         let health = &spec.health;
         let ready = ready || health.readiness.is_none();
@@ -424,9 +424,9 @@ impl Worker {
     }
 
     /// Is output being lost?
-    fn look(&mut self) {
-        let Some(run) = &self.run else { return };
-        let dropped_lines = run.dropped_lines();
+    async fn look(&mut self) {
+        let Some(run) = self.run.clone() else { return };
+        let Some(dropped_lines) = off_thread(move || run.dropped_lines()).await else { return };
         if dropped_lines > self.dropped_lines {
             self.dropped_lines = dropped_lines;
             self.calm_looks = 0;

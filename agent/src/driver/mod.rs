@@ -5,7 +5,7 @@
 
 pub mod environment;
 pub mod mock;
-//pub mod process;
+pub mod process;
 pub mod users;
 
 use std::collections::BTreeSet;

@@ -84,14 +84,15 @@ impl Manager {
         ctx.reports.set_generation(generation);
         let manager = Arc::new(Manager { ctx, drivers, sealer, facts, inner: Mutex::new(inner), accepting: tokio::sync::Mutex::default() });
         manager.restore(rebuilt).await;
-        manager.reconcile();
         let keep = {
             let inner = manager.lock();
-            inner.held.keys().chain(inner.orphans.keys()).copied().collect::<BTreeSet<_>>()
+            inner.wanted.allocs.keys().chain(inner.held.keys()).chain(inner.orphans.keys()).copied().collect::<BTreeSet<_>>()
         };
+        // Before anything is started, so that nothing new is taken for a leak.
         for driver in manager.drivers.values() {
             driver.sweep(keep.clone()).await;
         }
+        manager.reconcile();
         let looping = Arc::clone(&manager);
         manager.ctx.spawn("reconcile", async move { looping.reconcile_loop().await });
         manager

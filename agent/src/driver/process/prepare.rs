@@ -27,8 +27,7 @@ use crate::ports;
 pub struct Prepared {
     /// `<allocs>/<alloc>/<attempt>`.
     pub run_dir: PathBuf,
-    /// Absolute path of the program.
-    pub program: PathBuf,
+    /// Looked up by the runner as it was here.
     pub argv: Vec<String>,
     pub dir: PathBuf,
     pub env: BTreeMap<String, String>,
@@ -48,7 +47,7 @@ pub fn prepare(request: &StartRequest, config: &ProcessConfig) -> Result<Prepare
     }
     let argv = spec.run.argv();
     let path = spec.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
-    let program = find_program(argv.first().map_or("", String::as_str), &dir, path, &user).map_err(StartError::here)?;
+    find_program(argv.first().map_or("", String::as_str), &dir, path, &user).map_err(StartError::here)?;
 
     let alloc_dir = alloc_dir(&config.allocs_dir, alloc.id);
     make_dir(&alloc_dir).map_err(|e| StartError::step("create the run directory", e))?;
@@ -60,7 +59,7 @@ pub fn prepare(request: &StartRequest, config: &ProcessConfig) -> Result<Prepare
     let tmp = make_tmp(&run_dir, &user, change)?;
     let host = ["LANG", "TZ"].into_iter().filter_map(|key| Some((key.to_owned(), std::env::var(key).ok()?))).collect();
     let env = environment::build(alloc, spec, &user, &tmp, &config.node, &host);
-    Ok(Prepared { run_dir, program, argv, dir, env, user: change.then_some(user) })
+    Ok(Prepared { run_dir, argv, dir, env, user: change.then_some(user) })
 }
 
 /// A dynamic port in a stranger's hands moves the copy to another one; a fixed port is waited for.

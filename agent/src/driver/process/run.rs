@@ -1,80 +1,81 @@
-//! One live process run: its supervisor's pidfd, its group, its directory.
+//! One live process run: its runner's pidfd, its group, its directory.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use optimus_common::env::Env;
-use optimus_common::reason::{Exit, Reason};
+use optimus_common::reason::Reason;
 use optimus_common::time::{Span, Timestamp};
+use optimus_common::units::Bytes;
+use optimus_runner::{ExitRecord, Request};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::seam::{ExitFacts, Group, Supervised, Supervisor, Unenforced};
+use super::supervisor::{self, Supervised};
 use crate::driver::{Boxed, Ended, Run, RunError, Stats};
+use crate::isolation::Group;
 
 pub(super) struct ProcessRun {
     env: Env,
-    supervisor: Arc<dyn Supervisor>,
-    /// Unset: this host has no cgroups we may use, and the start was allowed without.
-    group: Option<Arc<dyn Group>>,
+    /// Unset: this host has no cgroups for us, and the start was allowed without.
+    group: Option<Arc<Group>>,
     run_dir: PathBuf,
     attempt: u32,
     pid: u32,
     started_at: Timestamp,
     /// On our monotonic clock.
     started: Duration,
-    unenforced: Vec<Unenforced>,
+    unenforced: Vec<String>,
     pidfd: AsyncFd<OwnedFd>,
 }
 
 impl ProcessRun {
     pub(super) fn new(
         env: Env,
-        supervisor: Arc<dyn Supervisor>,
-        group: Option<Arc<dyn Group>>,
+        group: Option<Arc<Group>>,
         run_dir: PathBuf,
         attempt: u32,
         supervised: Supervised,
-        unenforced: Vec<Unenforced>,
+        unenforced: Vec<String>,
     ) -> io::Result<Self> {
-        let Supervised { supervisor: pidfd, pid, started_at, up } = supervised;
+        let Supervised { pidfd, pid, started_at, up } = supervised;
         let started = env.clock.monotonic().saturating_sub(up);
         let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
-        Ok(ProcessRun { env, supervisor, group, run_dir, attempt, pid, started_at, started, unenforced, pidfd })
+        Ok(ProcessRun { env, group, run_dir, attempt, pid, started_at, started, unenforced, pidfd })
     }
 
-    /// The supervisor has exited: whatever is left of the run goes too, then the end is read. Repeatable.
+    /// The runner has exited: reads how the run ended, after killing what a killed runner left. Repeatable.
     async fn collect(&self) -> Ended {
-        // A supervisor we started is our child; nobody else waits for it. One of an earlier agent is not: no error then.
-        let _ = rustix::process::waitid(rustix::process::WaitId::PidFd(self.pidfd.as_fd()), rustix::process::WaitIdOptions::EXITED);
-        let (supervisor, group, run_dir) = (Arc::clone(&self.supervisor), self.group.clone(), self.run_dir.clone());
-        let ended = tokio::task::spawn_blocking(move || end_of(&*supervisor, group.as_deref(), &run_dir, None)).await;
-        ended.unwrap_or_else(|error| Ended { reason: Reason::ExitUnknown { what: format!("reading its end failed: {error}") } })
+        supervisor::reap(self.pidfd.as_fd());
+        let (group, run_dir) = (self.group.clone(), self.run_dir.clone());
+        let read = off_thread(move || {
+            let exit = ExitRecord::read(&run_dir);
+            if !matches!(exit, Ok(Some(_)))
+                && let Some(group) = group
+            {
+                group.kill_all();
+            }
+            exit
+        });
+        let reason = match read.await {
+            Ok(Some(exit)) => supervisor::reason(exit),
+            Ok(None) => Reason::ExitUnknown { what: "its supervisor was killed".to_owned() },
+            Err(error) => Reason::ExitUnknown { what: format!("its exit record cannot be read: {error}") },
+        };
+        Ended { reason }
+    }
+
+    async fn ask(&self, request: Request) -> io::Result<()> {
+        let run_dir = self.run_dir.clone();
+        off_thread(move || supervisor::ask(&run_dir, request)).await
     }
 }
 
-/// How the run in a directory ended; kills what is left of it first. `lost` says more of a missing record. Blocking.
-pub(super) fn end_of(supervisor: &dyn Supervisor, group: Option<&dyn Group>, run_dir: &Path, lost: Option<String>) -> Ended {
-    if let Some(Err(error)) = group.map(|g| if g.pids().is_empty() { Ok(()) } else { g.kill() }) {
-        tracing::error!(run_dir = %run_dir.display(), %error, "failed to kill what is left of a run");
-    }
-    let reason = match supervisor.exit(run_dir) {
-        Ok(Some(ExitFacts { code, signal, at, ran_for })) => {
-            let oom = group.and_then(Group::oom);
-            let exit = Exit { code, signal, oom, at, ran_for };
-            match oom {
-                // A child of it may have been killed and the exit be its own choice: then it is told with the exit only.
-                Some(oom) if code != Some(0) => Reason::OutOfMemory { exit, oom },
-                _ => Reason::Exited { exit },
-            }
-        }
-        Ok(None) => Reason::ExitUnknown { what: lost.unwrap_or_else(|| "its supervisor was killed".to_owned()) },
-        Err(error) => Reason::ExitUnknown { what: format!("its exit record cannot be read: {error}") },
-    };
-    Ended { reason }
+pub(super) async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panicked| Err(io::Error::other(panicked)))
 }
 
 impl Run for ProcessRun {
@@ -91,28 +92,34 @@ impl Run for ProcessRun {
         self.env.clock.monotonic().saturating_sub(self.started)
     }
     fn unenforced(&self) -> Vec<String> {
-        self.unenforced.iter().map(ToString::to_string).collect()
+        self.unenforced.clone()
     }
     fn wait(&self) -> Boxed<'_, Ended> {
         Box::pin(async {
-            // The guard is not cleared: once readable, a pidfd stays so. An error means no more events: look at once.
+            // The readiness is not cleared: a pidfd stays readable. An error means that no event will come: look at once.
             drop(self.pidfd.readable().await);
             self.collect().await
         })
     }
     fn stop(&self, signal: i32, grace: Span) -> Boxed<'_, Result<(), RunError>> {
-        let asked = self.supervisor.stop(&self.run_dir, signal, grace);
-        Box::pin(async move { asked.await.map_err(|source| RunError { step: "ask the supervisor to stop it", source }) })
+        Box::pin(async move {
+            let asked = self.ask(Request::Stop { signal, grace_ms: grace.0 }).await;
+            asked.map_err(|source| RunError { step: "ask the runner to stop it", source })
+        })
     }
     fn kill(&self) -> Boxed<'_, Result<(), RunError>> {
         Box::pin(async {
-            // First the supervisor's own way, which still gives an exit record.
-            let asked = self.supervisor.stop(&self.run_dir, libc::SIGKILL, Span(0)).await;
-            let Some(group) = self.group.clone() else {
-                return asked.map_err(|source| RunError { step: "ask the supervisor to kill it", source });
-            };
-            let killed = tokio::task::spawn_blocking(move || group.kill()).await.unwrap_or_else(|e| Err(io::Error::other(e)));
-            killed.map_err(|source| RunError { step: "kill its group", source })
+            // The runner's own way still gives an exit record.
+            if let Err(error) = self.ask(Request::Kill).await {
+                tracing::warn!(%error, run_dir = %self.run_dir.display(), "the runner does not answer: killing it too");
+                supervisor::kill_runner(self.pidfd.as_fd());
+            }
+            let Some(group) = self.group.clone() else { return Ok(()) };
+            let failed = |source| RunError { step: "kill its processes", source };
+            match off_thread(move || Ok(group.kill_all())).await.map_err(failed)? {
+                true => Ok(()),
+                false => Err(failed(io::Error::other("some outlive SIGKILL"))),
+            }
         })
     }
     fn pids(&self) -> Vec<u32> {
@@ -120,9 +127,15 @@ impl Run for ProcessRun {
     }
     fn stats(&self) -> Result<Stats, RunError> {
         let failed = |source| RunError { step: "read its use of resources", source };
-        self.group.as_ref().ok_or_else(|| failed(io::ErrorKind::Unsupported.into()))?.stats().map_err(failed)
+        let usage = self.group.as_ref().ok_or_else(|| failed(io::ErrorKind::Unsupported.into()))?.usage().map_err(failed)?;
+        Ok(Stats {
+            cpu: Duration::from_micros(usage.cpu_usec),
+            memory: Bytes(usage.memory_current),
+            memory_peak: Bytes(usage.memory_peak),
+            processes: u32::try_from(usage.pids).unwrap_or(u32::MAX),
+        })
     }
     fn dropped_lines(&self) -> u64 {
-        self.supervisor.dropped_lines(&self.run_dir)
+        supervisor::dropped_lines(&self.run_dir).unwrap_or(0)
     }
 }
