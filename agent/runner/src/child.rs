@@ -130,7 +130,11 @@ fn read_failure(told: &OwnedFd) -> Option<(Step, i32, u8)> {
     loop {
         match sys::read(told.as_raw_fd(), &mut message) {
             Ok(6) => {
-                return Some((crate::step_of(message[0]), i32::from_le_bytes([message[1], message[2], message[3], message[4]]), message[5]));
+                return Some((
+                    crate::step_of(message[0]),
+                    i32::from_le_bytes([message[1], message[2], message[3], message[4]]),
+                    message[5],
+                ));
             }
             Ok(0) => return None,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
