@@ -52,7 +52,7 @@ impl Node {
         let owner = format!("optimus-test-{}-{n}", std::process::id());
         let dir = tempfile::tempdir().unwrap();
         // Below the kernel's ephemeral ports, apart for each test of each process.
-        let first = 10_000 + (std::process::id() % 400) as u16 * 50 + n as u16 % 5 * 10;
+        let first = 10_000 + (std::process::id() % 100) as u16 * 200 + n as u16 % 20 * 10;
         let ports = (first, first + 9);
         let mut config = AgentConfig {
             data_dir: dir.path().join("agent"),
@@ -183,11 +183,14 @@ impl Node {
         found
     }
 
-    /// Processes whose environment names this allocation: the workload and all its children.
+    /// Processes whose private tmp is in a run directory of this allocation: the workload and all its children.
     pub fn processes(&self, id: AllocId) -> Vec<i32> {
-        let mark = format!("OPTIMUS_ALLOC={id}");
+        let runs = self.config.data_dir.join("allocs").join(id.to_string());
         let all = procfs::process::all_processes().unwrap().filter_map(Result::ok);
-        let ours = all.filter(|p| p.environ().is_ok_and(|e| e.iter().any(|(k, v)| format!("{}={}", k.to_string_lossy(), v.to_string_lossy()) == mark)));
+        let ours = all.filter(|p| {
+            let environ = p.environ().unwrap_or_default();
+            environ.get(std::ffi::OsStr::new("TMPDIR")).is_some_and(|tmp| Path::new(tmp).starts_with(&runs))
+        });
         ours.map(|p| p.pid()).collect()
     }
 }

@@ -75,7 +75,7 @@ impl Enforcer {
                 if let Some(half_made) = root.open_group(&name) {
                     end(&half_made);
                 }
-                Err(Reason::LimitNotEnforceable { what: "the limits of its cgroup".to_owned(), why: chain(&error) })
+                Err(Reason::LimitNotEnforceable { what: error.what(), why: chain(&error) })
             }
         }
     }

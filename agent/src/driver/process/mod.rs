@@ -99,7 +99,9 @@ impl ProcessDriver {
         let group = enforced.group.clone();
         self.live(alloc, attempt, supervised, enforced).map_err(|error| {
             // Not watched, so not kept.
-            group.iter().for_each(|g| drop(g.kill_all()));
+            if let Some(group) = group {
+                group.kill_all();
+            }
             StartError::step("watch the process", error)
         })
     }

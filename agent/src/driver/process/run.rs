@@ -43,7 +43,8 @@ impl ProcessRun {
     ) -> io::Result<Self> {
         let Supervised { pidfd, pid, started_at, up } = supervised;
         let started = env.clock.monotonic().saturating_sub(up);
-        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+        // SAFETY: the `OwnedFd` is moved in, keeps its number, and is closed by nobody else.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(io::Error::from)?;
         Ok(ProcessRun { env, group, run_dir, attempt, pid, started_at, started, unenforced, pidfd })
     }
 
