@@ -11,10 +11,6 @@ pub const EXAMPLES: &str = "Examples:
   optimus server --agent-listen 0.0.0.0:7601 --advertise 10.0.0.5:7601
   optimus nodes join-token                                    then let agents in";
 
-/// Port of the API, and of the link to agents (UDP).
-pub const API_PORT: u16 = 7600;
-pub const AGENT_PORT: u16 = 7601;
-
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where the cluster's state is kept [default: /var/lib/optimus/server for root, else $XDG_DATA_HOME/optimus/server]
