@@ -3,7 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    agent, completion, deploy, dev, events, explain, help, init, logs, nodes, ps, restart, rm, scale, server, status, stop, validate, version,
+    agent, completion, deploy, dev, events, explain, help, init, logs, nodes, ps, restart, rm, scale, server, status, stop, validate,
+    version,
 };
 use crate::output::ColorChoice;
 

@@ -135,7 +135,9 @@ impl Client {
         let mut all: Page<T> = self.get(path, &query, what).await?.value;
         while let Some(token) = all.next_page_token.take() {
             if all.items.len() >= LIST_MAX {
-                return Err(Failure::new(Exit::Failed, what).because(format!("there are more than {LIST_MAX}")).hint("narrow it with --project and --env"));
+                return Err(Failure::new(Exit::Failed, what)
+                    .because(format!("there are more than {LIST_MAX}"))
+                    .hint("narrow it with --project and --env"));
             }
             query.retain(|(name, _)| *name != "page_token");
             query.push(("page_token", token));

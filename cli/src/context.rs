@@ -122,7 +122,8 @@ impl Store {
     pub fn read(&self, name: &str) -> Result<Context, ContextError> {
         let path = self.path(name)?;
         let file = fs::File::open(&path).map_err(|source| ContextError::Io { what: "open", path: path.clone(), source })?;
-        let mode = file.metadata().map_err(|source| ContextError::Io { what: "read", path: path.clone(), source })?.permissions().mode() & 0o777;
+        let mode =
+            file.metadata().map_err(|source| ContextError::Io { what: "read", path: path.clone(), source })?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(ContextError::Mode { path, mode });
         }

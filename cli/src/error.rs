@@ -161,18 +161,19 @@ pub fn printable(text: &str) -> String {
     if !text.chars().any(|c| c.is_control() && c != '\t' && c != '\n') {
         return text.to_owned();
     }
-    text.chars()
-        .map(|c| if c.is_control() && c != '\t' && c != '\n' { c.escape_default().to_string() } else { c.to_string() })
-        .collect()
+    text.chars().map(|c| if c.is_control() && c != '\t' && c != '\n' { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 /// The nearest of `known` to a mistyped word, if any is near enough.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.to_lowercase();
+    let length = word.chars().count();
     known
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
-        .filter(|(score, _)| *score >= 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|candidate| (strsim::damerau_levenshtein(&word, &candidate.to_lowercase()), candidate))
+        // A third of the letters may be wrong, but not all of them.
+        .filter(|(distance, _)| *distance <= length.div_ceil(3) && *distance < length)
+        .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
 
@@ -257,5 +258,6 @@ mod tests {
     fn typos_find_their_word() {
         assert_eq!(nearest("wbe", ["web", "worker"]), Some("web"));
         assert_eq!(nearest("zzz", ["web", "worker"]), None);
+        assert_eq!(nearest("c", ["a", "b"]), None);
     }
 }

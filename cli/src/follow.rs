@@ -111,13 +111,17 @@ async fn sleep_until(deadline: Option<Instant>) {
 
 /// The command that takes up following again.
 fn resume(all: &BTreeMap<DeploymentId, Progress>) -> String {
-    let ids: Vec<String> = all.values().filter(|progress| !progress.deployment.phase.is_final()).map(|progress| progress.deployment.id.to_string()).collect();
+    let ids: Vec<String> =
+        all.values().filter(|progress| !progress.deployment.phase.is_final()).map(|progress| progress.deployment.id.to_string()).collect();
     format!("follow it again with `optimus deploy --resume {}`", ids.join(","))
 }
 
 fn unfinished(all: &BTreeMap<DeploymentId, Progress>) -> String {
-    let open: Vec<String> =
-        all.values().filter(|progress| !progress.deployment.phase.is_final()).map(|progress| crate::live::headline(&progress.deployment)).collect();
+    let open: Vec<String> = all
+        .values()
+        .filter(|progress| !progress.deployment.phase.is_final())
+        .map(|progress| crate::live::headline(&progress.deployment))
+        .collect();
     open.join("; ")
 }
 
@@ -238,7 +242,9 @@ fn culprit(progress: &Progress) -> Option<&Allocation> {
         Some(Reason::DeadlinePassed { copy: Some(copy), .. }) => progress.new_copies().find(|other| other.name == *copy),
         _ => None,
     };
-    named.or_else(|| progress.new_copies().find(|copy| !copy.ready && copy.reason.is_some())).or_else(|| progress.new_copies().find(|copy| !copy.ready))
+    named
+        .or_else(|| progress.new_copies().find(|copy| !copy.ready && copy.reason.is_some()))
+        .or_else(|| progress.new_copies().find(|copy| !copy.ready))
 }
 
 /// The end of what a copy printed: as reported with it, else asked for.

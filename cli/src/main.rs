@@ -3,6 +3,8 @@
 //! This crate parses the command line, asks the API and shows the answer. It decides nothing about
 //! workloads; the roles it starts live in their own crates.
 
+#![allow(clippy::result_large_err, reason = "a verb fails once, at its end: the size of its error costs nothing")]
+
 mod args;
 mod client;
 #[allow(dead_code, reason = "the roles read their configuration once they are wired")]
@@ -70,13 +72,9 @@ async fn client_verb(global: args::Global, verb: Verb, terminal: Terminal) -> Re
         Verb::Nodes(args) => commands::nodes::run(&args, &global, terminal).await,
         Verb::Events(args) => commands::events::run(&args, &global, terminal).await,
         Verb::Version(args) => commands::version::run(&args, &global, terminal).await,
-        Verb::Dev(_)
-        | Verb::Server(_)
-        | Verb::Agent(_)
-        | Verb::Init(_)
-        | Verb::Validate(_)
-        | Verb::Completion(_)
-        | Verb::Help(_) => unreachable!("run() keeps the verbs that ask no server"),
+        Verb::Dev(_) | Verb::Server(_) | Verb::Agent(_) | Verb::Init(_) | Verb::Validate(_) | Verb::Completion(_) | Verb::Help(_) => {
+            unreachable!("run() keeps the verbs that ask no server")
+        }
     }
 }
 

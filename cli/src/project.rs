@@ -87,10 +87,7 @@ fn project_of_folder(folder: &Path) -> Option<Name> {
 pub fn scope_here() -> Scope {
     let here = Path::new(FILE_NAME);
     let parsed = here.is_file().then(|| Source::read(here)).and_then(Result::ok).and_then(|source| source.parse(None, None).ok());
-    parsed.map_or_else(Scope::default, |parsed| Scope {
-        project: Some(parsed.spec.project),
-        environment: Some(parsed.spec.environment),
-    })
+    parsed.map_or_else(Scope::default, |parsed| Scope { project: Some(parsed.spec.project), environment: Some(parsed.spec.environment) })
 }
 
 #[cfg(test)]
@@ -99,7 +96,9 @@ mod tests {
 
     #[test]
     fn a_folder_gives_its_project_a_name() {
-        for (folder, name) in [("/a/shop", Some("shop")), ("/a/My Shop_2", Some("my-shop-2")), ("/a/2048", None), ("/", None), ("/a/9-x-", Some("x"))] {
+        for (folder, name) in
+            [("/a/shop", Some("shop")), ("/a/My Shop_2", Some("my-shop-2")), ("/a/2048", None), ("/", None), ("/a/9-x-", Some("x"))]
+        {
             assert_eq!(project_of_folder(Path::new(folder)).as_ref().map(Name::as_str), name, "{folder}");
         }
     }

@@ -150,7 +150,12 @@ async fn finish(
                 let time = took(deployment.ended_at.unwrap_or_else(now).since(deployment.created_at));
                 let copies = count(deployment.ready.into(), "copy", "copies");
                 let paint = session.terminal.stderr_paint();
-                session.terminal.note(&format!("{} {} release {}: {copies} ready in {time}", paint.good("deployed"), deployment.key, deployment.release));
+                session.terminal.note(&format!(
+                    "{} {} release {}: {copies} ready in {time}",
+                    paint.good("deployed"),
+                    deployment.key,
+                    deployment.release
+                ));
             }
         }
     }
@@ -177,7 +182,8 @@ async fn resume(session: &Session, ids: &[DeploymentId], limit: Option<Duration>
     let mut deployments = Vec::new();
     let mut index = 0;
     for id in ids {
-        let answer = session.client.get::<Deployment>(&format!("/v1/deployments/{id}"), &[], &format!("cannot follow deployment {id}")).await?;
+        let answer =
+            session.client.get::<Deployment>(&format!("/v1/deployments/{id}"), &[], &format!("cannot follow deployment {id}")).await?;
         index = answer.index.unwrap_or(index).max(index);
         deployments.push(answer.value);
     }
@@ -228,7 +234,8 @@ async fn dry_run(session: &Session, request: &DeployRequest) -> Result<(), Failu
         let items: Vec<Value> = plan
             .iter()
             .map(|(key, verdict, changes)| {
-                let changes: Vec<Value> = changes.iter().map(|(field, from, to)| serde_json::json!({"field": field, "from": from, "to": to})).collect();
+                let changes: Vec<Value> =
+                    changes.iter().map(|(field, from, to)| serde_json::json!({"field": field, "from": from, "to": to})).collect();
                 serde_json::json!({"workload": key.to_string(), "verdict": verdict, "changes": changes})
             })
             .collect();

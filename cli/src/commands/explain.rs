@@ -49,7 +49,9 @@ pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(),
             (Some(near), Exit::NotFound | Exit::Usage) if failure.hint.as_ref().is_none_or(|hint| !hint.starts_with("did you mean")) => {
                 failure.hint(format!("did you mean the field `{near}`? `optimus explain {near}`"))
             }
-            (Some(near), Exit::Unreachable | Exit::Denied) => failure.because(format!("`{what}` is no field or code either; the nearest field is `{near}`")),
+            (Some(near), Exit::Unreachable | Exit::Denied) => {
+                failure.because(format!("`{what}` is no field or code either; the nearest field is `{near}`"))
+            }
             _ => failure,
         }
     })

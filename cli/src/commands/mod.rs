@@ -28,7 +28,7 @@ use optimus_common::{Name, Span};
 
 use crate::args::Global;
 use crate::client::Client;
-use crate::context::{self, Overrides, Store};
+use crate::context::{self, Context, Overrides, Store};
 use crate::error::{Exit, Failure};
 use crate::output::Terminal;
 use crate::target::Scope;
@@ -90,9 +90,14 @@ impl Session {
     pub fn open(global: &Global, scope: &ScopeArgs, terminal: Terminal) -> Result<Self, Failure> {
         let store = Store::open().map_err(|error| Failure::from(anyhow::Error::from(error)).doing("cannot find the contexts"))?;
         let context = context::resolve(&store, global.context.as_deref(), Overrides::from_env())?;
+        Session::with(context, scope.scope(), terminal)
+    }
+
+    /// Of a context at hand: the dev role has just made one.
+    pub fn with(context: Context, scope: Scope, terminal: Terminal) -> Result<Self, Failure> {
         let client = Client::new(&context)?;
         let defaults = project::scope_here().or(&Scope { project: context.project, environment: context.environment });
-        Ok(Session { terminal, client, scope: scope.scope(), defaults })
+        Ok(Session { terminal, client, scope, defaults })
     }
 
     /// Waits for the deployment an action started, if any, and says how it ended.
@@ -136,7 +141,13 @@ impl Session {
     }
 
     /// Looks at the copies until `open` says that nothing is open. Ctrl-C ends the waiting only.
-    async fn wait_for(&self, path: &str, limit: Duration, resume: &str, open: impl Fn(&[Allocation]) -> Option<String>) -> Result<(), Failure> {
+    async fn wait_for(
+        &self,
+        path: &str,
+        limit: Duration,
+        resume: &str,
+        open: impl Fn(&[Allocation]) -> Option<String>,
+    ) -> Result<(), Failure> {
         let started = tokio::time::Instant::now();
         let interrupt = tokio::signal::ctrl_c();
         tokio::pin!(interrupt);

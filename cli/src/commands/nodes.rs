@@ -78,7 +78,12 @@ async fn list(session: &Session) -> Result<(), Failure> {
         .collect();
     terminal.table(&["NODE", "PHASE", "ADDRESS", "COPIES", "CPU", "MEMORY", "DRIVERS", "VERSION", "SEEN"], rows)?;
     for node in nodes.items.iter().filter(|node| !node.unenforced.is_empty()) {
-        terminal.note(&format!("{} {} cannot enforce: {}", terminal.stderr_paint().busy("warning:"), node.name, node.unenforced.join(", ")));
+        terminal.note(&format!(
+            "{} {} cannot enforce: {}",
+            terminal.stderr_paint().busy("warning:"),
+            node.name,
+            node.unenforced.join(", ")
+        ));
     }
     Ok(())
 }

@@ -28,7 +28,8 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(), Failure> {
-    if !args.yes && !(terminal.stdin_tty && terminal.stderr_tty) {
+    let can_ask = terminal.stdin_tty && terminal.stderr_tty;
+    if !args.yes && !can_ask {
         return Err(Failure::usage(format!("cannot ask whether to remove `{}`", args.workload))
             .because("this is no terminal, and removing is not undone")
             .hint(format!("optimus rm {} --yes", args.workload)));

@@ -67,7 +67,8 @@ fn host_port(text: &str) -> Result<String, String> {
         };
     }
     let (host, port) = text.rsplit_once(':').ok_or("write HOST:PORT")?;
-    let label = |label: &str| !label.is_empty() && label.len() <= 63 && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    let label =
+        |label: &str| !label.is_empty() && label.len() <= 63 && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
     if host.len() > 253 || !host.split('.').all(label) {
         return Err(format!("`{host}` is not a host name"));
     }

@@ -27,7 +27,8 @@ pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(),
     let session = Session::open(global, &args.scope, terminal)?;
     let key = workload_only(&session, &args.workload, "stop").await?;
     let path = target::path(&key);
-    let answer = session.client.post::<ActionAnswer>(&format!("{path}:stop"), &serde_json::json!({}), &format!("cannot stop {key}")).await?;
+    let answer =
+        session.client.post::<ActionAnswer>(&format!("{path}:stop"), &serde_json::json!({}), &format!("cannot stop {key}")).await?;
     if terminal.json {
         terminal.json_document(&answer.value)?;
     }

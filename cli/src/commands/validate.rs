@@ -45,7 +45,9 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     if terminal.json {
         match all.as_slice() {
             [one] => terminal.json_document(&one.spec)?,
-            several => terminal.json_document(&serde_json::json!({ "items": several.iter().map(|parsed| &parsed.spec).collect::<Vec<_>>() }))?,
+            several => {
+                terminal.json_document(&serde_json::json!({ "items": several.iter().map(|parsed| &parsed.spec).collect::<Vec<_>>() }))?
+            }
         }
         return Ok(());
     }

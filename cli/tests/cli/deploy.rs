@@ -24,17 +24,27 @@ fn world(fake: &Fake) -> World {
 }
 
 /// An API whose deployment of `shop/dev/web` is as `now` says at each look (counted from 0).
-fn api(now: impl Fn(usize) -> Deployment + Send + Sync + 'static, copies: impl Fn(usize) -> Vec<Allocation> + Send + Sync + 'static) -> Fake {
+fn api(
+    now: impl Fn(usize) -> Deployment + Send + Sync + 'static,
+    copies: impl Fn(usize) -> Vec<Allocation> + Send + Sync + 'static,
+) -> Fake {
     let looks = AtomicUsize::new(0);
     Fake::start(move |seen| match (seen.method.as_str(), seen.path()) {
-        ("POST", "/v1/deploy") => Reply::json(DeployAnswer { deployments: vec![deployment(1, "shop/dev/web", DeploymentPhase::Running, 0)], unchanged: vec![], index: 10 }),
+        ("POST", "/v1/deploy") => Reply::json(DeployAnswer {
+            deployments: vec![deployment(1, "shop/dev/web", DeploymentPhase::Running, 0)],
+            unchanged: vec![],
+            index: 10,
+        }),
         ("GET", path) if path == format!("/v1/deployments/{ID}") => {
             let look = looks.fetch_add(1, Ordering::SeqCst);
             Reply::json(now(look)).header("optimus-index", 11 + look)
         }
         ("GET", path) if path.ends_with("/allocations") => Reply::json(page(copies(looks.load(Ordering::SeqCst)))),
         ("GET", path) if path.ends_with("/logs") => {
-            let record = |text: &str| serde_json::to_string(&LogRecord { at: Timestamp(1), copy: "web-0".into(), stream: "stderr".into(), text: text.into() }).unwrap();
+            let record = |text: &str| {
+                serde_json::to_string(&LogRecord { at: Timestamp(1), copy: "web-0".into(), stream: "stderr".into(), text: text.into() })
+                    .unwrap()
+            };
             Reply::lines(&[&record("reading the settings"), &record("fatal: no database")])
         }
         ("GET", path) if path.ends_with("/workloads/web") => Reply::json(workload("shop/dev/web")),
@@ -48,7 +58,12 @@ fn succeeding() -> Fake {
             0 => deployment(1, "shop/dev/web", DeploymentPhase::Running, 1),
             _ => deployment(1, "shop/dev/web", DeploymentPhase::Succeeded, 2),
         },
-        |look| vec![copy("shop/dev/web", 0, Phase::Running, true), copy("shop/dev/web", 1, if look < 2 { Phase::Starting } else { Phase::Running }, look >= 2)],
+        |look| {
+            vec![
+                copy("shop/dev/web", 0, Phase::Running, true),
+                copy("shop/dev/web", 1, if look < 2 { Phase::Starting } else { Phase::Running }, look >= 2),
+            ]
+        },
     )
 }
 
@@ -59,7 +74,8 @@ fn not_ready() -> Reason {
 fn failed(phase: DeploymentPhase, from: Option<u64>) -> Deployment {
     let mut failed = deployment(1, "shop/dev/web", phase, 0);
     failed.from_release = from;
-    failed.reason = reason(&Reason::DeadlinePassed { deadline: Span::secs(30), copy: Some("web-0".into()), last: Some(Box::new(not_ready())) });
+    failed.reason =
+        reason(&Reason::DeadlinePassed { deadline: Span::secs(30), copy: Some("web-0".into()), last: Some(Box::new(not_ready())) });
     failed
 }
 
@@ -74,7 +90,11 @@ fn a_deploy_waits_and_prints_the_endpoints() {
     let fake = succeeding();
     let ran = world(&fake).run(&["deploy"]).expect(0);
     assert_eq!(ran.out, "shop/dev/web http://127.0.0.1:20000\nshop/dev/web http://127.0.0.1:20001\n");
-    assert!(ran.err.contains("web-0 ready on host-1") && ran.err.contains("deployed shop/dev/web release 2: 2 copies ready in 2.1s"), "{}", ran.err);
+    assert!(
+        ran.err.contains("web-0 ready on host-1") && ran.err.contains("deployed shop/dev/web release 2: 2 copies ready in 2.1s"),
+        "{}",
+        ran.err
+    );
     // Timestamped lines, nothing redrawn.
     assert!(!ran.err.contains('\x1b') && !ran.err.contains('\r'), "{:?}", ran.err);
     let post = &fake.seen_of("POST", "/v1/deploy")[0];
@@ -92,7 +112,11 @@ fn a_terminal_shows_a_line_for_each_copy() {
     let fake = succeeding();
     let ran = world(&fake).run_on_a_terminal(&["deploy"], "").expect(0);
     assert!(ran.out.contains("shop/dev/web release 2: succeeded, 2/2 ready"), "{:?}", ran.out);
-    assert!(ran.out.contains("web-0") && ran.out.contains("web-1") && ran.out.contains("on host-1") && ran.out.contains('\x1b'), "{:?}", ran.out);
+    assert!(
+        ran.out.contains("web-0") && ran.out.contains("web-1") && ran.out.contains("on host-1") && ran.out.contains('\x1b'),
+        "{:?}",
+        ran.out
+    );
 }
 
 #[test]
@@ -113,7 +137,11 @@ fn a_failed_first_deployment_is_told_in_full() {
     assert!(error.contains("last lines of web-0:\n    web-0 | reading the settings\n    web-0 | fatal: no database\n"), "{error}");
     assert!(error.contains("hint: The process runs but its readiness check does not pass"), "{error}");
     assert!(error.contains("optimus explain OPT-2501  (request req-42)"), "{error}");
-    assert!(fake.seen().iter().any(|seen| seen.path().ends_with("/logs") && seen.target.contains("copy=web-0") && seen.target.contains("tail=20")));
+    assert!(
+        fake.seen()
+            .iter()
+            .any(|seen| seen.path().ends_with("/logs") && seen.target.contains("copy=web-0") && seen.target.contains("tail=20"))
+    );
 }
 
 #[test]
@@ -142,9 +170,14 @@ fn a_failing_command_is_named_by_its_exit() {
     let exit = Exit { code: Some(1), signal: None, oom: None, at: Timestamp(1), ran_for: Span::secs(2) };
     let fake = api(
         move |_| {
-            let last = Reason::CrashLoop { restarts: 4, next_start: Timestamp(1_700_000_000_000), last: Box::new(Reason::Exited { exit: exit.clone() }) };
+            let last = Reason::CrashLoop {
+                restarts: 4,
+                next_start: Timestamp(1_700_000_000_000),
+                last: Box::new(Reason::Exited { exit: exit.clone() }),
+            };
             let mut failed = deployment(1, "shop/dev/web", DeploymentPhase::Failed, 0);
-            failed.reason = reason(&Reason::DeadlinePassed { deadline: Span::secs(30), copy: Some("web-0".into()), last: Some(Box::new(last)) });
+            failed.reason =
+                reason(&Reason::DeadlinePassed { deadline: Span::secs(30), copy: Some("web-0".into()), last: Some(Box::new(last)) });
             failed
         },
         |_| vec![broken_copy()],
@@ -180,7 +213,8 @@ fn resume_follows_without_deploying() {
 
 #[test]
 fn ctrl_c_detaches() {
-    let fake = api(|_| deployment(1, "shop/dev/web", DeploymentPhase::Running, 1), |_| vec![copy("shop/dev/web", 0, Phase::Starting, false)]);
+    let fake =
+        api(|_| deployment(1, "shop/dev/web", DeploymentPhase::Running, 1), |_| vec![copy("shop/dev/web", 0, Phase::Starting, false)]);
     let world = world(&fake);
     let mut child = world.command(&["deploy"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut read = std::io::BufReader::new(child.stderr.take().unwrap());
@@ -206,7 +240,11 @@ fn no_wait_returns_at_once() {
 fn a_server_away_for_a_moment_is_waited_for() {
     static LOOKS: AtomicUsize = AtomicUsize::new(0);
     let fake = Fake::start(|seen: &Seen| match (seen.method.as_str(), seen.path()) {
-        ("POST", _) => Reply::json(DeployAnswer { deployments: vec![deployment(1, "shop/dev/web", DeploymentPhase::Running, 0)], unchanged: vec![], index: 10 }),
+        ("POST", _) => Reply::json(DeployAnswer {
+            deployments: vec![deployment(1, "shop/dev/web", DeploymentPhase::Running, 0)],
+            unchanged: vec![],
+            index: 10,
+        }),
         ("GET", path) if path.starts_with("/v1/deployments/") => match LOOKS.fetch_add(1, Ordering::SeqCst) {
             0..2 => Reply::problem(503, "OPT-1110", "no leader"),
             _ => Reply::json(deployment(1, "shop/dev/web", DeploymentPhase::Succeeded, 2)),
@@ -224,7 +262,10 @@ fn an_unchanged_file_deploys_nothing_but_follows_what_is_under_way() {
         ("POST", _) => Reply::json(DeployAnswer { deployments: vec![], unchanged: vec![key("shop/dev/web")], index: 10 }),
         ("GET", path) if path.starts_with("/v1/deployments/") => Reply::json(deployment(1, "shop/dev/web", DeploymentPhase::Succeeded, 2)),
         ("GET", path) if path.ends_with("/allocations") => Reply::json(page(vec![copy("shop/dev/web", 0, Phase::Running, true)])),
-        _ => Reply::json(Workload { deployment: Some(deployment(1, "shop/dev/web", DeploymentPhase::Running, 1)), ..workload("shop/dev/web") }),
+        _ => Reply::json(Workload {
+            deployment: Some(deployment(1, "shop/dev/web", DeploymentPhase::Running, 1)),
+            ..workload("shop/dev/web")
+        }),
     });
     let ran = world(&fake).run(&["deploy"]).expect(0);
     assert!(ran.err.contains("shop/dev/web: already as the file says") && ran.err.contains("release 2: 2 copies ready"), "{}", ran.err);
@@ -238,15 +279,23 @@ fn a_refused_deploy_lists_every_fault() {
         Reply::problem(422, "OPT-1001", "").with(body)
     });
     let ran = world(&fake).run(&["deploy"]).expect(2);
-    assert!(ran.err.contains("why: 2 fields: breaks a rule") && ran.err.contains("/workloads/web/copies: at most 1000") && ran.err.contains("/workloads/web/run"), "{}", ran.err);
+    assert!(
+        ran.err.contains("why: 2 fields: breaks a rule")
+            && ran.err.contains("/workloads/web/copies: at most 1000")
+            && ran.err.contains("/workloads/web/run"),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]
 fn a_dry_run_names_the_differences_and_deploys_nothing() {
     let fake = Fake::start(|seen| match (seen.method.as_str(), seen.path()) {
-        ("POST", "/v1/deploy") if seen.target.contains("dry_run=true") => {
-            Reply::json(DeployAnswer { deployments: vec![deployment(1, "shop/dev/web", DeploymentPhase::Running, 0)], unchanged: vec![], index: 10 })
-        }
+        ("POST", "/v1/deploy") if seen.target.contains("dry_run=true") => Reply::json(DeployAnswer {
+            deployments: vec![deployment(1, "shop/dev/web", DeploymentPhase::Running, 0)],
+            unchanged: vec![],
+            index: 10,
+        }),
         ("GET", path) if path.ends_with("/workloads/web") => {
             let mut held = serde_json::to_value(workload("shop/dev/web")).unwrap();
             held["spec"]["run"] = json!({"argv": ["python3", "old.py"]});
@@ -256,7 +305,11 @@ fn a_dry_run_names_the_differences_and_deploys_nothing() {
     });
     let world = world(&fake);
     let ran = world.run(&["deploy", "--dry-run"]).expect(0);
-    assert!(ran.out.contains("changed shop/dev/web") && ran.out.contains("run.argv: [\"python3\",\"old.py\"] -> [\"python3\",\"app.py\"]"), "{}", ran.out);
+    assert!(
+        ran.out.contains("changed shop/dev/web") && ran.out.contains("run.argv: [\"python3\",\"old.py\"] -> [\"python3\",\"app.py\"]"),
+        "{}",
+        ran.out
+    );
     assert!(ran.err.contains("nothing was deployed"), "{}", ran.err);
     let json = world.run(&["deploy", "--dry-run", "--json"]).expect(0).json();
     assert_eq!(json["items"][0]["verdict"], "changed");

@@ -5,8 +5,26 @@ use std::time::Instant;
 use crate::world::World;
 
 const VERBS: [&str; 20] = [
-    "dev", "server", "agent", "init", "validate", "deploy", "status", "ps", "logs", "scale", "restart", "stop", "rm", "explain", "nodes", "events",
-    "version", "completion", "help", "nodes join-token",
+    "dev",
+    "server",
+    "agent",
+    "init",
+    "validate",
+    "deploy",
+    "status",
+    "ps",
+    "logs",
+    "scale",
+    "restart",
+    "stop",
+    "rm",
+    "explain",
+    "nodes",
+    "events",
+    "version",
+    "completion",
+    "help",
+    "nodes join-token",
 ];
 
 #[test]
@@ -17,7 +35,11 @@ fn help_of_every_verb_starts_with_examples() {
         args.push("--help");
         let ran = world.run(&args).expect(0);
         let first = verb.split(' ').next().unwrap();
-        assert!(ran.out.starts_with(&format!("Examples:\n  optimus {first}")) || ran.out.starts_with("Examples:\n  "), "{verb}: {}", ran.out);
+        assert!(
+            ran.out.starts_with(&format!("Examples:\n  optimus {first}")) || ran.out.starts_with("Examples:\n  "),
+            "{verb}: {}",
+            ran.out
+        );
         assert!(ran.out.contains(&format!("optimus {verb}")), "{verb}: {}", ran.out);
         assert!(!ran.out.contains('\x1b'), "{verb} colours a pipe");
         let same = world.run(&[&["help"], verb.split(' ').collect::<Vec<_>>().as_slice()].concat()).expect(0);
@@ -117,7 +139,10 @@ fn init_writes_a_valid_file_once() {
 #[test]
 fn validate_shows_what_a_file_means() {
     let world = World::new();
-    world.write("work/shop/optimus.toml", "project = \"shop\"\nname = \"web\"\nrun = \"python3 app.py\"\ncopies = 3\nport = \"auto\"\nmemory = \"64M..128M\"\n");
+    world.write(
+        "work/shop/optimus.toml",
+        "project = \"shop\"\nname = \"web\"\nrun = \"python3 app.py\"\ncopies = 3\nport = \"auto\"\nmemory = \"64M..128M\"\n",
+    );
     let ran = world.run(&["validate", "shop"]).expect(0);
     assert!(ran.out.contains("/web") && ran.out.contains("64M..128M") && ran.out.contains("python3 app.py"), "{}", ran.out);
     assert!(ran.err.contains("shop/optimus.toml is valid: 1 workload"), "{}", ran.err);

@@ -18,7 +18,15 @@ fn record(at: u64, copy: &str, text: &str) -> String {
 
 fn event(index: u64, n: u32) -> String {
     let at = Timestamp(1_700_000_000_000);
-    let event = Event { index, n, at, kind: "copy_ready".into(), subject: "shop/dev/web-0".into(), message: format!("event {index}.{n}"), reason: None };
+    let event = Event {
+        index,
+        n,
+        at,
+        kind: "copy_ready".into(),
+        subject: "shop/dev/web-0".into(),
+        message: format!("event {index}.{n}"),
+        reason: None,
+    };
     serde_json::to_string(&event).unwrap()
 }
 
@@ -56,7 +64,13 @@ fn lines_carry_the_prefix_of_their_copy() {
     let terminal = world.run_on_a_terminal(&["logs", "web"], "").expect(0);
     assert!(terminal.out.contains("\x1b[36mweb-0 |\x1b[0m first") && terminal.out.contains("\x1b[33mweb-1 |\x1b[0m"), "{:?}", terminal.out);
     assert!(!terminal.out.contains("\x1b[2J"), "{:?}", terminal.out);
-    let json: Vec<Value> = world.run(&["logs", "web-0", "--json", "--since", "5m"]).expect(0).out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let json: Vec<Value> = world
+        .run(&["logs", "web-0", "--json", "--since", "5m"])
+        .expect(0)
+        .out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(json[1]["text"], "second \x1b[2J");
     let asked = fake.seen_of("GET", &logs_of("web")).pop().unwrap().target;
     assert!(asked.contains("copy=web-0") && asked.contains("since=5m") && !asked.contains("tail"), "{asked}");

@@ -38,8 +38,10 @@ fn shop(seen: &Seen) -> Reply {
     match seen.path() {
         "/v1/status" => Reply::json(status()),
         "/v1/workloads" => {
-            let asked = |name: &str, value: &str| !seen.target.contains(&format!("{name}=")) || seen.target.contains(&format!("{name}={value}"));
-            let items = all.into_iter().filter(|w| asked("project", w.key.project.as_str()) && asked("environment", w.key.environment.as_str()));
+            let asked =
+                |name: &str, value: &str| !seen.target.contains(&format!("{name}=")) || seen.target.contains(&format!("{name}={value}"));
+            let items =
+                all.into_iter().filter(|w| asked("project", w.key.project.as_str()) && asked("environment", w.key.environment.as_str()));
             Reply::json(page(items.collect()))
         }
         _ => not_found(seen),
@@ -93,7 +95,11 @@ fn lists_are_read_page_by_page() {
     let world = World::with(&fake);
     let ran = world.run(&["ps"]).expect(0);
     let lines: Vec<&str> = ran.out.lines().collect();
-    assert!(lines.len() == 3 && lines[0].starts_with("COPY") && lines[1].starts_with("web-0") && lines[2].starts_with("web-1"), "{}", ran.out);
+    assert!(
+        lines.len() == 3 && lines[0].starts_with("COPY") && lines[1].starts_with("web-0") && lines[2].starts_with("web-1"),
+        "{}",
+        ran.out
+    );
     let json = world.run(&["ps", "--json"]).expect(0).json();
     assert_eq!(json["items"][0]["name"], "web-0");
     assert_eq!(json["items"].as_array().unwrap().len(), 2);
@@ -129,7 +135,11 @@ fn names_are_resolved_or_refused_with_candidates() {
     });
     let world = World::with(&fake);
     let ran = world.run(&["restart", "web"]).expect(2);
-    assert!(ran.err.contains("may mean 2 workloads") && ran.err.contains("shop/dev/web") && ran.err.contains("shop/prod/web"), "{}", ran.err);
+    assert!(
+        ran.err.contains("may mean 2 workloads") && ran.err.contains("shop/dev/web") && ran.err.contains("shop/prod/web"),
+        "{}",
+        ran.err
+    );
     world.run(&["restart", "api"]).expect(0);
     world.run(&["restart", "dev/web"]).expect(0);
     world.run(&["restart", "web", "--env", "prod"]).expect(0);
@@ -214,7 +224,15 @@ fn explain_shows_cause_evidence_and_what_to_do() {
             allocation: Some(broken),
             workload: workload("shop/prod/api"),
             evidence: vec!["placed on host-1".into(), "looked in /usr/bin".into()],
-            events: vec![Event { index: 3, n: 0, at: Timestamp(1_700_000_000_000), kind: "copy_exited".into(), subject: "shop/prod/api-0".into(), message: "it ended".into(), reason: None }],
+            events: vec![Event {
+                index: 3,
+                n: 0,
+                at: Timestamp(1_700_000_000_000),
+                kind: "copy_exited".into(),
+                subject: "shop/prod/api-0".into(),
+                message: "it ended".into(),
+                reason: None,
+            }],
             hint: Some("correct `run`".into()),
         }
     };
@@ -225,7 +243,14 @@ fn explain_shows_cause_evidence_and_what_to_do() {
     });
     let world = World::with(&fake);
     let ran = world.run(&["explain", "api-0"]).expect(0);
-    let parts = ["api-0 cannot start", "Evidence\n  placed on host-1\n  looked in /usr/bin", "Events\n", "Last lines\n  Traceback\n  KeyError: \\u{1b}[2J", "What to do\n  correct `run`", "optimus explain OPT-2101"];
+    let parts = [
+        "api-0 cannot start",
+        "Evidence\n  placed on host-1\n  looked in /usr/bin",
+        "Events\n",
+        "Last lines\n  Traceback\n  KeyError: \\u{1b}[2J",
+        "What to do\n  correct `run`",
+        "optimus explain OPT-2101",
+    ];
     let mut rest = ran.out.as_str();
     for part in parts {
         let at = rest.find(part).unwrap_or_else(|| panic!("no `{part}` in order: {}", ran.out));
@@ -266,7 +291,11 @@ fn nodes_are_listed_and_let_in() {
     });
     let world = World::with(&fake);
     let ran = world.run(&["nodes"]).expect(0);
-    assert!(ran.out.contains("host-1") && ran.out.contains("down") && ran.out.contains("0.5/4") && ran.out.contains("64 MiB/1 GiB"), "{}", ran.out);
+    assert!(
+        ran.out.contains("host-1") && ran.out.contains("down") && ran.out.contains("0.5/4") && ran.out.contains("64 MiB/1 GiB"),
+        "{}",
+        ran.out
+    );
     assert!(ran.err.contains("host-1 cannot enforce: memory"), "{}", ran.err);
     assert_eq!(world.run(&["nodes", "ls", "--json"]).expect(0).json()["items"][0]["name"], "host-1");
     let ran = world.run(&["nodes", "join-token", "--uses", "10", "--ttl", "1d"]).expect(0);
@@ -290,7 +319,9 @@ fn version_names_both_sides_and_never_fails() {
 
 #[test]
 fn each_refusal_has_its_exit_code_and_four_parts() {
-    for (status, code, exit) in [(404, "OPT-1104", 3), (403, "OPT-1103", 4), (409, "OPT-1109", 5), (500, "OPT-1111", 1), (503, "OPT-1110", 8), (422, "OPT-1001", 2)] {
+    for (status, code, exit) in
+        [(404, "OPT-1104", 3), (403, "OPT-1103", 4), (409, "OPT-1109", 5), (500, "OPT-1111", 1), (503, "OPT-1110", 8), (422, "OPT-1001", 2)]
+    {
         let fake = Fake::start(move |_| Reply::problem(status, code, "the detail"));
         let ran = World::with(&fake).run(&["status"]).expect(exit);
         assert!(ran.out.is_empty());
@@ -324,7 +355,11 @@ fn nobody_there_is_exit_code_8() {
     let world = World::new();
     world.context("gone", &format!("https://{address}"), &fake.ca_pem, TOKEN);
     let ran = world.run(&["status"]).expect(8);
-    assert!(ran.err.contains("error[OPT-1301]") && ran.err.contains(&address.to_string()) && ran.err.contains("optimus dev"), "{}", ran.err);
+    assert!(
+        ran.err.contains("error[OPT-1301]") && ran.err.contains(&address.to_string()) && ran.err.contains("optimus dev"),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]
