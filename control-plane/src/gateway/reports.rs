@@ -189,9 +189,45 @@ fn split(pending: Pending) -> impl Iterator<Item = (Vec<AllocStatus>, Vec<AllocI
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use optimus_common::protocol::Phase;
+    use optimus_common::protocol::{Blob, Phase};
+    use optimus_common::{Name, Timestamp, WorkloadKey};
+    use optimus_core::state::Alloc;
+
+    #[test]
+    fn only_news_of_the_nodes_own_allocations_is_taken() {
+        let name = |n: &str| Name::new(n).unwrap();
+        let key = WorkloadKey { project: name("p"), environment: name("e"), workload: name("w") };
+        let (mine, other) = (NodeId(uuid::Uuid::from_u128(1)), NodeId(uuid::Uuid::from_u128(2)));
+        let known = status(10, 5);
+        let alloc = Alloc {
+            id: known.id,
+            key,
+            index: 0,
+            release: 1,
+            node: mine,
+            ports: vec![],
+            run: true,
+            stop_reason: None,
+            created_at: Timestamp(1),
+            status: Some(Arc::new(known.clone())),
+        };
+        let mut state = State::default();
+        state.allocs.insert(alloc.id, Arc::new(alloc));
+        let taken = |node, statuses: Vec<Blob>, gone: Vec<AllocId>| {
+            let reports = Reports::default();
+            reports.submit(node, Report { generation: 1, statuses, gone }, &state);
+            reports.pending.into_inner().unwrap().remove(&node).map_or((0, 0), |p| (p.statuses.len(), p.gone.len()))
+        };
+        let newer = Blob::of(&status(10, 6));
+        assert_eq!(taken(mine, vec![newer.clone()], vec![known.id]), (1, 1));
+        assert_eq!(taken(other, vec![newer], vec![known.id]), (0, 0), "of another node");
+        assert_eq!(taken(mine, vec![Blob::of(&known)], vec![]), (0, 0), "on record already");
+        assert_eq!(taken(mine, vec![Blob::of(&status(11, 1))], vec![AllocId(uuid::Uuid::from_u128(11))]), (0, 0), "unknown");
+        assert_eq!(taken(mine, vec![Blob(vec![0xc1]), Blob(vec![0; STATUS_MAX + 1])], vec![]), (0, 0), "malformed");
+    }
 
     fn status(n: u128, seq: u64) -> AllocStatus {
         AllocStatus {
