@@ -97,6 +97,33 @@ pub fn set_current(name: &str) -> Result<(), ContextError> {
     Store::open()?.set_current(name)
 }
 
+/// Name of the context in use, if one is.
+pub fn current() -> Option<String> {
+    Store::open().ok()?.current().ok()?
+}
+
+/// Forgets a context; makes `next` the current one if it was that.
+///
+/// # Errors
+/// When the file is there and cannot be removed.
+pub fn remove_context(name: &str, next: Option<&str>) -> Result<(), ContextError> {
+    let store = Store::open()?;
+    let was_current = store.current()?.as_deref() == Some(name);
+    remove_file(&store.path(name)?)?;
+    match next.filter(|n| *n != name) {
+        _ if !was_current => Ok(()),
+        Some(next) => store.set_current(next),
+        None => remove_file(&store.root.join("current")),
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), ContextError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ContextError::Io { what: "remove", path: path.to_owned(), source }),
+        _ => Ok(()),
+    }
+}
+
 /// The folder of contexts.
 pub struct Store {
     root: PathBuf,

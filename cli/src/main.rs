@@ -7,9 +7,7 @@
 
 mod args;
 mod client;
-#[allow(dead_code, reason = "the roles read their configuration once they are wired")]
 mod commands;
-#[allow(dead_code, reason = "contexts are written by the roles once they are wired")]
 mod context;
 mod error;
 mod follow;

@@ -8,17 +8,19 @@ use std::time::Duration;
 use optimus_common::env::Env;
 use optimus_host::disk::HostDisk;
 use optimus_host::files::DataDirLock;
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiConfig, ApiDeps};
-use crate::auth::{AdminToken, Auth};
+use crate::auth::{self, Auth};
 use crate::consensus::RaftConsensus;
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::identity::{Identity, ServerNames};
+use crate::leader;
+use crate::metrics::Metrics;
 use crate::raft::{NoPeers, RaftConfig, RaftNode, Tuning};
 use crate::store::Store;
-use crate::{join_tokens::JoinTokens, leader};
 
 /// How long a server may take to lead itself after its start; more means its disk is broken.
 const LEAD_WITHIN: Duration = Duration::from_secs(30);
@@ -83,29 +85,32 @@ impl Server {
 
         let names = ServerNames { server: SERVER_ID, names: names_of(&config) };
         let identity = Identity::open_or_create(dir, &store, &names).await.map_err(step("open the cluster's identity"))?;
-        let token = AdminToken::load_or_create(&dir.join("admin.token"), &*env.entropy).map_err(step("open the admin token"))?;
+        let token = auth::load_or_create(&dir.join("admin.token"), &*env.entropy).map_err(step("open the admin token"))?;
 
         let shutdown = CancellationToken::new();
         let gateway = Gateway::bind(store.clone(), identity.clone(), GatewayConfig { listen: config.agent_listen, advertise: config.advertise.clone() })
             .map_err(step("listen for agents"))?;
-        let listener = std::net::TcpListener::bind(config.api_listen).map_err(step("listen for the API"))?;
+        let listener = TcpListener::bind(config.api_listen).await.map_err(step("listen for the API"))?;
         let api_addr = listener.local_addr().map_err(step("listen for the API"))?;
-        let joins: Arc<dyn JoinTokens> = gateway.clone();
-        let api = api::serve(
-            ApiConfig::new(listener, identity.api_tls(), config.allow_hosts.clone()),
-            ApiDeps { store: store.clone(), agents: gateway.clone(), auth: Arc::new(Auth::new(&token)), joins },
-            shutdown.child_token(),
-        )
-        .map_err(step("serve the API"))?;
+        let api_config = ApiConfig {
+            listeners: vec![listener],
+            tls: identity.api_tls().map_err(step("prepare TLS for the API"))?,
+            allowed_hosts: config.allow_hosts.clone(),
+            limits: api::Limits::default(),
+        };
+        let deps = ApiDeps {
+            store: store.clone(),
+            agents: gateway.clone(),
+            auth: Arc::new(Auth::new(&token)),
+            joins: gateway.clone(),
+            metrics: Arc::new(Metrics::new()),
+        };
 
         let tasks = vec![
-            ("identity", tokio::spawn({
-                let (identity, shutdown) = (identity.clone(), shutdown.child_token());
-                async move { identity.renew_when_due(shutdown).await }
-            })),
-            ("gateway", tokio::spawn(gateway.clone().run(shutdown.child_token()))),
+            ("identity", tokio::spawn(Arc::clone(&identity).run(shutdown.child_token()))),
+            ("gateway", tokio::spawn(Arc::clone(&gateway).run(shutdown.child_token()))),
             ("leader", tokio::spawn(leader::run(store.clone(), shutdown.child_token()))),
-            ("api", api),
+            ("api", tokio::spawn(serve(api_config, deps, shutdown.child_token()))),
         ];
         Ok(Server { store, identity, gateway, api_addr, admin_token: token.expose().to_owned(), raft, shutdown, tasks, _lock: lock })
     }
@@ -124,6 +129,12 @@ impl Server {
             }
         }
         self.raft.shutdown().await;
+    }
+}
+
+async fn serve(config: ApiConfig, deps: ApiDeps, shutdown: CancellationToken) {
+    if let Err(error) = api::serve(config, deps, shutdown).await {
+        tracing::error!(%error, "the API ended");
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Args {
     /// Name of this host [default: its host name]
     #[arg(long, value_name = "NAME")]
     name: Option<Name>,
-    /// User workloads run as unless their file names one
+    /// User workloads run as unless their file names one [default: nobody for root, else the agent's own]
     #[arg(long, value_name = "USER")]
     workload_user: Option<String>,
 }
@@ -92,7 +92,7 @@ fn read_token(file: &PathBuf) -> Result<String, Failure> {
     }
 }
 
-fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+pub fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
     let (first, last) = text.split_once('-').ok_or("write FIRST-LAST, such as 20000-29999")?;
     let port = |text: &str| text.trim().parse::<u16>().map_err(|_| format!("`{text}` is not a port"));
     let (first, last) = (port(first)?, port(last)?);

@@ -59,7 +59,6 @@ pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(),
 ///
 /// # Errors
 /// Those of the first that fails; the later ones are not deployed.
-#[allow(dead_code, reason = "called by the dev role once it is wired")]
 pub async fn deploy_paths(session: &Session, paths: &[PathBuf], limit: Option<Duration>) -> Result<(), Failure> {
     for path in paths {
         let request = request(path, &ScopeArgs::default(), &session.terminal)?;

@@ -1,8 +1,10 @@
 //! `optimus dev`
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use crate::commands::agent::port_range;
 use crate::commands::data_dir;
 use crate::error::Failure;
 use crate::output::Terminal;
@@ -23,7 +25,13 @@ pub struct Args {
     /// Address of the API (HTTPS)
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7600")]
     api_listen: SocketAddr,
-    /// Leave workloads running at the end
+    /// Address the agent connects to (QUIC, UDP)
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7601")]
+    agent_listen: SocketAddr,
+    /// Ports given to workloads that ask for any
+    #[arg(long, value_name = "FIRST-LAST", default_value = "20000-29999", value_parser = port_range)]
+    ports: RangeInclusive<u16>,
+    /// Leave workloads running at the end, and their data in place
     #[arg(long)]
     keep: bool,
 }
@@ -36,6 +44,9 @@ pub struct DevConfig {
     /// Created if missing.
     pub data_dir: PathBuf,
     pub api_listen: SocketAddr,
+    /// UDP.
+    pub agent_listen: SocketAddr,
+    pub ports: RangeInclusive<u16>,
     /// Leave workloads running at the end.
     pub keep: bool,
     /// For progress and results.
@@ -44,7 +55,7 @@ pub struct DevConfig {
 
 impl Args {
     pub fn config(self, terminal: Terminal) -> Result<DevConfig, Failure> {
-        let Args { dirs, data_dir: dir, api_listen, keep } = self;
-        Ok(DevConfig { dirs, data_dir: dir.map_or_else(|| data_dir("dev", false), Ok)?, api_listen, keep, terminal })
+        let Args { dirs, data_dir: dir, api_listen, agent_listen, ports, keep } = self;
+        Ok(DevConfig { dirs, data_dir: dir.map_or_else(|| data_dir("dev", false), Ok)?, api_listen, agent_listen, ports, keep, terminal })
     }
 }
