@@ -234,6 +234,7 @@ codes! {
     INTERNAL = "OPT-1111", "internal error", "A fault of ours. The request id finds it in the server's log.";
     HOST_NOT_ALLOWED = "OPT-1112", "host or origin not allowed", "The Host or Origin header is not one this server answers to. Add it with `--allow-host`.";
     OVERLOADED = "OPT-1113", "too many requests at once", "The server's queue is full. Try again after the time given.";
+    GONE = "OPT-1114", "no longer kept", "What was asked for has left the window the server keeps. Start again from the current state: leave out `since`, or read the list afresh.";
     TOKEN_REFUSED = "OPT-1201", "join token refused", "The token is wrong, expired, used up or revoked. Make a new one with `optimus nodes join-token`.";
     UNREACHABLE = "OPT-1301", "server not reachable", "Nothing answered at the address. Is `optimus server` or `optimus dev` running?";
 }

@@ -2,4 +2,8 @@
 //!
 //! Decisions are in `optimus-core`; here they are acted on.
 
+pub mod agent_calls;
+pub mod auth;
+pub mod join_tokens;
+pub mod metrics;
 pub mod store;
