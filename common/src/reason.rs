@@ -124,6 +124,7 @@ pub enum Reason {
     CrashLoop {
         restarts: u32,
         next_start: Timestamp,
+        #[schema(no_recursion)]
         last: Box<Reason>,
     },
     /// The copy vanished without an exit record: its supervisor was killed or the host rebooted.
@@ -139,6 +140,7 @@ pub enum Reason {
     DeadlinePassed {
         deadline: Span,
         copy: Option<String>,
+        #[schema(no_recursion)]
         last: Option<Box<Reason>>,
     },
     Superseded {

@@ -3,6 +3,7 @@
 //! Decisions are in `optimus-core`; here they are acted on.
 
 pub mod agent_calls;
+pub mod api;
 pub mod auth;
 pub mod join_tokens;
 pub mod metrics;
