@@ -106,11 +106,13 @@ impl Server {
             metrics: Arc::new(Metrics::new()),
         };
 
+        let (own_identity, own_gateway, token_of) = (Arc::clone(&identity), Arc::clone(&gateway), || shutdown.child_token());
+        let (identity_end, gateway_end) = (token_of(), token_of());
         let tasks = vec![
-            ("identity", tokio::spawn(Arc::clone(&identity).run(shutdown.child_token()))),
-            ("gateway", tokio::spawn(Arc::clone(&gateway).run(shutdown.child_token()))),
-            ("leader", tokio::spawn(leader::run(store.clone(), shutdown.child_token()))),
-            ("api", tokio::spawn(serve(api_config, deps, shutdown.child_token()))),
+            ("identity", tokio::spawn(async move { own_identity.run(identity_end).await })),
+            ("gateway", tokio::spawn(async move { own_gateway.run(gateway_end).await })),
+            ("leader", tokio::spawn(leader::run(store.clone(), token_of()))),
+            ("api", tokio::spawn(serve(api_config, deps, token_of()))),
         ];
         Ok(Server { store, identity, gateway, api_addr, admin_token: token.expose().to_owned(), raft, shutdown, tasks, _lock: lock })
     }

@@ -1,0 +1,87 @@
+//! What can be done to a workload that is there: scale, restart, stop, remove.
+
+use axum::response::Response;
+use optimus_common::DeploymentId;
+use optimus_common::api::v1::{ActionAnswer, FieldError, ScaleRequest};
+use optimus_common::reason::code;
+use optimus_core::state::{Applied, COPIES_MAX, Command};
+use optimus_core::view;
+
+use crate::api::context::Ctx;
+use crate::api::idempotency::{self, ChangeQuery, Identity, mark_replayed};
+use crate::api::json;
+use crate::api::problem::ApiError;
+
+/// Set how many copies of a workload run.
+#[utoipa::path(post, path = "/v1/projects/{project}/envs/{env}/workloads/{workload}:scale", tag = "workloads",
+    operation_id = "scale_workload", params(ChangeQuery), request_body = ScaleRequest, responses((status = 200, body = ActionAnswer)))]
+pub(crate) async fn scale_workload(mut ctx: Ctx) -> Result<Response, ApiError> {
+    let key = ctx.workload_key()?;
+    let body = ctx.take_body();
+    let bytes = json::body_bytes(&ctx.parts.headers, body, false).await?;
+    let ScaleRequest { copies } = json::parse(&bytes)?;
+    if copies > COPIES_MAX {
+        let error = FieldError { pointer: "/copies".into(), message: format!("at most {COPIES_MAX}") };
+        return Err(ApiError::invalid(code::INVALID_SPEC, format!("{copies} copies are more than {COPIES_MAX}"), vec![error]));
+    }
+    let deployment = DeploymentId(ctx.store().env.new_id());
+    act(ctx, &bytes, Command::Scale { key, copies, deployment }).await
+}
+
+/// Restart all copies of a workload, a few at a time.
+#[utoipa::path(post, path = "/v1/projects/{project}/envs/{env}/workloads/{workload}:restart", tag = "workloads",
+    operation_id = "restart_workload", params(ChangeQuery), responses((status = 200, body = ActionAnswer)))]
+pub(crate) async fn restart_workload(mut ctx: Ctx) -> Result<Response, ApiError> {
+    let key = ctx.workload_key()?;
+    let bytes = no_body(&mut ctx).await?;
+    let deployment = DeploymentId(ctx.store().env.new_id());
+    act(ctx, &bytes, Command::Restart { key, deployment }).await
+}
+
+/// Stop all copies of a workload; deploy or restart start them again.
+#[utoipa::path(post, path = "/v1/projects/{project}/envs/{env}/workloads/{workload}:stop", tag = "workloads",
+    operation_id = "stop_workload", params(ChangeQuery), responses((status = 200, body = ActionAnswer)))]
+pub(crate) async fn stop_workload(mut ctx: Ctx) -> Result<Response, ApiError> {
+    let key = ctx.workload_key()?;
+    let bytes = no_body(&mut ctx).await?;
+    act(ctx, &bytes, Command::StopWorkload { key }).await
+}
+
+/// Stop a workload and remove it once its last copy is gone.
+#[utoipa::path(delete, path = "/v1/projects/{project}/envs/{env}/workloads/{workload}", tag = "workloads",
+    operation_id = "remove_workload", params(ChangeQuery), responses((status = 200, body = ActionAnswer)))]
+pub(crate) async fn remove_workload(mut ctx: Ctx) -> Result<Response, ApiError> {
+    let key = ctx.workload_key()?;
+    let bytes = no_body(&mut ctx).await?;
+    act(ctx, &bytes, Command::RemoveWorkload { key }).await
+}
+
+/// These take no parameters in a body; `{}` or nothing is fine.
+async fn no_body(ctx: &mut Ctx) -> Result<Vec<u8>, ApiError> {
+    let body = ctx.take_body();
+    let bytes = json::body_bytes(&ctx.parts.headers, body, true).await?;
+    if !bytes.is_empty() {
+        let given: serde_json::Map<String, serde_json::Value> = json::parse(&bytes)?;
+        if let Some(field) = given.keys().next() {
+            return Err(ApiError::bad_request(format!("this takes no parameters, found `{field}`")));
+        }
+    }
+    Ok(bytes)
+}
+
+async fn act(ctx: Ctx, body: &[u8], command: Command) -> Result<Response, ApiError> {
+    let query: ChangeQuery = ctx.query()?;
+    let identity = Identity::of(&ctx, body)?;
+    let committed = idempotency::commit(&ctx, identity, &query, |_| Ok(command)).await?;
+    let state = &committed.state;
+    let (index, changed, deployment) = match &committed.applied {
+        Applied::Done { index } => (*index, true, None),
+        Applied::Unchanged { index } => (*index, false, None),
+        Applied::Deployed { index, deployments, .. } => (*index, !deployments.is_empty(), deployments.first()),
+        Applied::Refused(refusal) => return Err(refusal.clone().into()),
+    };
+    let deployment = deployment.and_then(|id| state.deployments.get(id)).map(|row| view::deployment(state, row));
+    let mut response = ctx.json(index, &ActionAnswer { index, deployment, changed })?;
+    mark_replayed(&mut response, committed.replayed);
+    Ok(response)
+}
