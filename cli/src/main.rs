@@ -1,1 +1,91 @@
-fn main(){}
+//! The `optimus` binary: server, agent, dev, and every client verb.
+//!
+//! This crate parses the command line, asks the API and shows the answer. It decides nothing about
+//! workloads; the roles it starts live in their own crates.
+
+#![allow(clippy::result_large_err, reason = "a verb fails once, at its end: the size of its error costs nothing")]
+
+mod args;
+mod client;
+#[allow(dead_code, reason = "the roles read their configuration once they are wired")]
+mod commands;
+#[allow(dead_code, reason = "contexts are written by the roles once they are wired")]
+mod context;
+mod error;
+mod follow;
+mod live;
+mod output;
+mod project;
+mod roles;
+mod target;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Verb};
+use error::{Exit, Failure};
+use output::Terminal;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // TLS without a provider panics; it is installed once, before anything connects.
+    let installed = rustls::crypto::ring::default_provider().install_default();
+    debug_assert!(installed.is_ok(), "nothing else installs a TLS provider");
+    let terminal = Terminal::detect(cli.global.color, cli.global.json);
+    let exit = match run(cli, terminal) {
+        Ok(()) => Exit::Ok,
+        Err(failure) => {
+            failure.print(&terminal);
+            failure.exit
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+fn run(cli: Cli, terminal: Terminal) -> Result<(), Failure> {
+    let Cli { global, verb } = cli;
+    match verb {
+        Verb::Dev(args) => block_on_role(roles::dev(args.config(terminal)?)),
+        Verb::Server(args) => block_on_role(roles::server(args.config()?)),
+        Verb::Agent(args) => block_on_role(roles::agent(args.config()?)),
+        Verb::Init(args) => commands::init::run(&args, &terminal),
+        Verb::Validate(args) => commands::validate::run(&args, &terminal),
+        Verb::Completion(args) => commands::completion::run(&args),
+        Verb::Help(args) => commands::help::run(&args, &terminal),
+        verb => block_on(client_verb(global, verb, terminal)),
+    }
+}
+
+/// The verbs that may ask a server.
+async fn client_verb(global: args::Global, verb: Verb, terminal: Terminal) -> Result<(), Failure> {
+    match verb {
+        Verb::Deploy(args) => commands::deploy::run(&args, &global, terminal).await,
+        Verb::Status(args) => commands::status::run(&args, &global, terminal).await,
+        Verb::Ps(args) => commands::ps::run(&args, &global, terminal).await,
+        Verb::Logs(args) => commands::logs::run(&args, &global, terminal).await,
+        Verb::Scale(args) => commands::scale::run(&args, &global, terminal).await,
+        Verb::Restart(args) => commands::restart::run(&args, &global, terminal).await,
+        Verb::Stop(args) => commands::stop::run(&args, &global, terminal).await,
+        Verb::Rm(args) => commands::rm::run(&args, &global, terminal).await,
+        Verb::Explain(args) => commands::explain::run(&args, &global, terminal).await,
+        Verb::Nodes(args) => commands::nodes::run(&args, &global, terminal).await,
+        Verb::Events(args) => commands::events::run(&args, &global, terminal).await,
+        Verb::Version(args) => commands::version::run(&args, &global, terminal).await,
+        Verb::Dev(_) | Verb::Server(_) | Verb::Agent(_) | Verb::Init(_) | Verb::Validate(_) | Verb::Completion(_) | Verb::Help(_) => {
+            unreachable!("run() keeps the verbs that ask no server")
+        }
+    }
+}
+
+/// A client verb needs one thread.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::from(anyhow::Error::from(error)).doing("cannot start"))?.block_on(work)
+}
+
+fn block_on_role(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::from(anyhow::Error::from(error)).doing("cannot start"))?;
+    Ok(runtime.block_on(work)?)
+}

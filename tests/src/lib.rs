@@ -1,1 +1,3 @@
-//! x
+//! Tests that see all crates, and what they share.
+
+pub mod harness;

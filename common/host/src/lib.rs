@@ -1,3 +1,12 @@
-//! The real side of the traits in `optimus-common`: this host's disk, clock and network.
+//! The real side of the traits in `optimus-common`: this host's clock, randomness, tasks and disk; and what
+//! both shells share of files, TLS, QUIC and logging.
 
+pub mod clock;
 pub mod disk;
+pub mod entropy;
+pub mod env;
+pub mod files;
+pub mod spawn;
+pub mod telemetry;
+pub mod tls;
+pub mod transport;

@@ -1,0 +1,75 @@
+//! The environment of a workload: clean, then the spec's, then what Optimus says. Pure.
+//!
+//! Nothing of the agent's own environment leaks in, so a workload sees the same on every node.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use optimus_common::protocol::DesiredAlloc;
+use optimus_common::spec::WorkloadSpec;
+
+use super::users::User;
+
+/// Where programs are looked for unless the spec sets `PATH`.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Builds the whole environment of one run.
+///
+/// The spec may override the base (`PATH`, `HOME`, `LANG`, `TZ`, `TMPDIR`) but not what tells the workload where and
+/// what it is: a `PORT` that is not the reserved one could never become ready.
+pub fn build(alloc: &DesiredAlloc, spec: &WorkloadSpec, user: &User, tmp: &Path, node: &str, host: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    let mut set = |key: &str, value: String| env.insert(key.to_owned(), value);
+    set("PATH", DEFAULT_PATH.to_owned());
+    set("HOME", user.home.clone());
+    set("USER", user.name.clone());
+    set("LOGNAME", user.name.clone());
+    set("LANG", host.get("LANG").cloned().unwrap_or_else(|| "C.UTF-8".to_owned()));
+    if let Some(zone) = host.get("TZ") {
+        set("TZ", zone.clone());
+    }
+    set("TMPDIR", tmp.display().to_string());
+    for (key, value) in &spec.env {
+        set(key, value.clone());
+    }
+    if let Some((_, first)) = alloc.ports.first() {
+        set("PORT", first.to_string());
+    }
+    for (name, port) in &alloc.ports {
+        set(&format!("PORT_{}", name.to_ascii_uppercase().replace('-', "_")), port.to_string());
+    }
+    set("OPTIMUS_ALLOC", alloc.id.to_string());
+    set("OPTIMUS_INDEX", alloc.index.to_string());
+    set("OPTIMUS_PROJECT", alloc.key.project.to_string());
+    set("OPTIMUS_ENVIRONMENT", alloc.key.environment.to_string());
+    set("OPTIMUS_WORKLOAD", alloc.key.workload.to_string());
+    set("OPTIMUS_RELEASE", alloc.release.to_string());
+    set("OPTIMUS_NODE", node.to_owned());
+    env
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::{desired, spec};
+
+    #[test]
+    fn a_workload_learns_its_ports_and_place_and_nothing_of_the_agent() {
+        let mut spec = spec(&["true"]);
+        spec.env = BTreeMap::from([("HOME".into(), "/srv".into()), ("PORT".into(), "1".into()), ("MINE".into(), "x".into())]);
+        let mut alloc = desired(7, &spec);
+        alloc.ports = vec![("http".into(), 20_001), ("admin-ui".into(), 20_002)];
+        let user = User { name: "app".into(), uid: 1, gid: 1, home: "/home/app".into(), groups: vec![] };
+        let host = BTreeMap::from([("TZ".to_owned(), "Europe/Rome".to_owned()), ("SECRET".to_owned(), "agent's".to_owned())]);
+        let env = build(&alloc, &spec, &user, Path::new("/run/tmp"), "node-1", &host);
+        for (key, value) in [
+            ("PORT", "20001"), ("PORT_HTTP", "20001"), ("PORT_ADMIN_UI", "20002"), ("HOME", "/srv"), ("MINE", "x"), ("USER", "app"),
+            ("TZ", "Europe/Rome"), ("LANG", "C.UTF-8"), ("TMPDIR", "/run/tmp"), ("OPTIMUS_NODE", "node-1"), ("OPTIMUS_WORKLOAD", "web"),
+            ("OPTIMUS_INDEX", "0"), ("OPTIMUS_RELEASE", "1"), ("PATH", DEFAULT_PATH),
+        ] {
+            assert_eq!(env.get(key).map(String::as_str), Some(value), "{key}");
+        }
+        assert!(!env.contains_key("SECRET"));
+    }
+}

@@ -1,0 +1,317 @@
+//! One group: its limits, its processes, what it has used.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cgroups_rs::fs::cgroup::Cgroup;
+use cgroups_rs::fs::cpu::CpuController;
+use cgroups_rs::fs::memory::MemController;
+use cgroups_rs::fs::pid::PidController;
+use cgroups_rs::fs::{Hierarchy as CrateHierarchy, MaxValue, hierarchies};
+
+use super::detect::{CONTROLLERS, Hierarchy, Version};
+use super::{Limits, SetLimitError, Usage};
+
+/// CFS period. Short enough that a throttled request waits less than a blink.
+const PERIOD_USEC: u64 = 100_000;
+/// The kernel's smallest quota.
+const QUOTA_MIN_USEC: u64 = 1000;
+/// Tries and pause while a killed group empties; an uninterruptible process may outlast them.
+const TRIES: u32 = 400;
+const PAUSE: Duration = Duration::from_millis(5);
+
+#[derive(Debug)]
+pub struct Group {
+    version: Version,
+    /// Directory of the group by controller (all the same on v2).
+    dirs: BTreeMap<String, PathBuf>,
+    cgroup: Cgroup,
+}
+
+impl Group {
+    /// A handle; the group need not exist.
+    pub(super) fn load(hierarchy: &Hierarchy, path: &Path) -> Group {
+        let (kind, controllers): (Box<dyn CrateHierarchy>, Vec<&str>) = match hierarchy.version {
+            Version::V1 => (Box::new(hierarchies::V1::new()), CONTROLLERS.into()),
+            Version::V2 => (Box::new(hierarchies::V2::new()), vec!["cpu", "memory", "pids"]),
+        };
+        let controllers = controllers.into_iter().filter(|c| hierarchy.mounts.contains_key(*c)).map(str::to_owned).collect();
+        Group {
+            version: hierarchy.version,
+            dirs: hierarchy.mounts.iter().map(|(c, mount)| (c.clone(), mount.join(path))).collect(),
+            cgroup: Cgroup::load_with_specified_controllers(kind, path, controllers),
+        }
+    }
+
+    pub(super) fn create(hierarchy: &Hierarchy, path: &Path) -> Result<Group, SetLimitError> {
+        let group = Group::load(hierarchy, path);
+        let failed = |dir: &Path, error: String| SetLimitError::Create { path: dir.to_owned(), source: io::Error::other(error) };
+        group.cgroup.create().map_err(|e| failed(group.dir(), format!("{e:?}")))?;
+        // The crate ignores errors on the way: look for ourselves.
+        if let Some(dir) = group.dirs.values().find(|d| !d.is_dir()) {
+            return Err(failed(dir, "it was not created".into()));
+        }
+        Ok(group)
+    }
+
+    pub(super) fn exists(&self) -> bool {
+        self.dirs.values().any(|d| d.is_dir())
+    }
+
+    fn dir(&self) -> &Path {
+        self.dirs.values().next().map_or(Path::new(""), PathBuf::as_path)
+    }
+
+    fn file(&self, controller: &str, v1: &str, v2: &str) -> Option<PathBuf> {
+        let dir = self.dirs.get(controller)?;
+        Some(dir.join(if self.version == Version::V1 { v1 } else { v2 }))
+    }
+
+    fn existing(&self, controller: &str, v1: &str, v2: &str) -> Option<PathBuf> {
+        self.file(controller, v1, v2).filter(|p| p.exists())
+    }
+
+    fn need(&self, controller: &'static str, v1: &str, v2: &str) -> Result<PathBuf, SetLimitError> {
+        self.existing(controller, v1, v2).ok_or(SetLimitError::ControllerMissing { controller })
+    }
+
+    // ---- for the runner ----
+
+    /// The `cgroup.procs` files a process writes itself into, one on v2.
+    pub fn procs_files(&self) -> Vec<PathBuf> {
+        let mut dirs: Vec<&PathBuf> = self.dirs.values().collect();
+        dirs.sort();
+        dirs.dedup();
+        dirs.into_iter().map(|d| d.join("cgroup.procs")).collect()
+    }
+    /// v2: kills the whole group when `1` is written.
+    pub fn kill_file(&self) -> Option<PathBuf> {
+        if self.version == Version::V1 { None } else { Some(self.dir().join("cgroup.kill")).filter(|p| p.exists()) }
+    }
+    /// v1: the freezer's state file.
+    pub fn freezer_file(&self) -> Option<PathBuf> {
+        if self.version == Version::V1 { self.existing("freezer", "freezer.state", "") } else { None }
+    }
+    /// Holds an `oom_kill N` line.
+    pub fn oom_file(&self) -> Option<PathBuf> {
+        self.existing("memory", "memory.oom_control", "memory.events")
+    }
+    pub fn peak_file(&self) -> Option<PathBuf> {
+        self.existing("memory", "memory.max_usage_in_bytes", "memory.peak")
+    }
+
+    // ---- limits ----
+
+    /// Sets limits, also on a group that runs. Each is read back.
+    pub fn resize(&self, limits: &Limits) -> Result<(), SetLimitError> {
+        if let Some(limit) = limits.memory_limit {
+            self.set_memory(limit, limits.memory_request)?;
+        }
+        if let Some(millicores) = limits.cpu_millicores {
+            self.set_cpu(millicores)?;
+        }
+        if let Some(pids) = limits.pids {
+            let path = self.need("pids", "pids.max", "pids.max")?;
+            let controller: &PidController = self.cgroup.controller_of().ok_or(SetLimitError::ControllerMissing { controller: "pids" })?;
+            let written = controller.set_pid_max(MaxValue::Value(i64::from(pids)));
+            confirm(&path, &pids.to_string(), written)?;
+        }
+        Ok(())
+    }
+
+    fn set_memory(&self, limit: u64, request: Option<u64>) -> Result<(), SetLimitError> {
+        let missing = SetLimitError::ControllerMissing { controller: "memory" };
+        let path = self.need("memory", "memory.limit_in_bytes", "memory.max")?;
+        let controller: &MemController = self.cgroup.controller_of().ok_or(missing)?;
+        // The kernel counts pages: what is read back is the limit rounded down to one.
+        let wanted = limit & !4095;
+        if self.version == Version::V1 {
+            // The limit of memory and swap together can never be below that of memory: order them by direction.
+            let swap = self.existing("memory", "memory.memsw.limit_in_bytes", "");
+            let lowering = number(&path).is_some_and(|now| wanted < now);
+            if lowering || swap.is_none() {
+                confirm(&path, &wanted.to_string(), controller.set_limit(wanted as i64))?;
+            }
+            if let Some(swap) = swap {
+                confirm(&swap, &wanted.to_string(), controller.set_memswap_limit(wanted as i64))?;
+                confirm(&path, &wanted.to_string(), controller.set_limit(wanted as i64))?;
+            }
+        } else {
+            confirm(&path, &wanted.to_string(), controller.set_limit(wanted as i64))?;
+            if let Some(swap) = self.existing("memory", "", "memory.swap.max") {
+                confirm(&swap, "0", controller.set_memswap_limit(0))?;
+            }
+            // Half a workload is no workload: the kernel kills all of it together.
+            let together = self.dir().join("memory.oom.group");
+            write(&together, "1")?;
+        }
+        if let Some(request) = request {
+            let path = self.need("memory", "memory.soft_limit_in_bytes", "memory.low")?;
+            let wanted = request.min(limit) & !4095;
+            confirm(&path, &wanted.to_string(), controller.set_soft_limit(wanted as i64))?;
+        }
+        Ok(())
+    }
+
+    fn set_cpu(&self, millicores: u32) -> Result<(), SetLimitError> {
+        let missing = || SetLimitError::ControllerMissing { controller: "cpu" };
+        let controller: &CpuController = self.cgroup.controller_of().ok_or_else(missing)?;
+        let quota = (u64::from(millicores) * PERIOD_USEC / 1000).max(QUOTA_MIN_USEC);
+        let written = controller.set_cfs_quota_and_period(Some(quota as i64), Some(PERIOD_USEC));
+        if self.version == Version::V1 {
+            let path = self.need("cpu", "cpu.cfs_quota_us", "")?;
+            confirm(&path, &quota.to_string(), written)?;
+            let shares = self.need("cpu", "cpu.shares", "")?;
+            let wanted = (u64::from(millicores) * 1024 / 1000).clamp(2, 262_144);
+            confirm(&shares, &wanted.to_string(), controller.set_shares(wanted))
+        } else {
+            let path = self.need("cpu", "", "cpu.max")?;
+            confirm(&path, &format!("{quota} {PERIOD_USEC}"), written)?;
+            // One core weighs the default of 100.
+            write(&self.need("cpu", "", "cpu.weight")?, &(u64::from(millicores) / 10).clamp(1, 10_000).to_string())
+        }
+    }
+
+    /// The limits as the kernel holds them.
+    pub fn read_back(&self) -> io::Result<Limits> {
+        let read = |path: Option<PathBuf>| path.and_then(|p| number(&p));
+        let cpu = match self.version {
+            Version::V1 => read(self.file("cpu", "cpu.cfs_quota_us", "")).map(|q| (q, PERIOD_USEC)),
+            Version::V2 => self.file("cpu", "", "cpu.max").and_then(|p| fs::read_to_string(p).ok()).and_then(|text| {
+                let (quota, period) = text.trim().split_once(' ')?;
+                Some((quota.parse().ok()?, period.parse().ok()?))
+            }),
+        };
+        Ok(Limits {
+            cpu_millicores: cpu.map(|(quota, period)| (quota * 1000 / period.max(1)) as u32),
+            memory_limit: read(self.file("memory", "memory.limit_in_bytes", "memory.max")),
+            memory_request: read(self.file("memory", "memory.soft_limit_in_bytes", "memory.low")),
+            pids: read(self.file("pids", "pids.max", "pids.max")).map(|n| n as u32),
+        })
+    }
+
+    // ---- use ----
+
+    pub fn usage(&self) -> io::Result<Usage> {
+        if !self.exists() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("cgroup {} is gone", self.dir().display())));
+        }
+        let read = |path: Option<PathBuf>| path.and_then(|p| number(&p)).unwrap_or(0);
+        let stat = self.file("cpu", "cpu.stat", "cpu.stat").and_then(|p| fs::read_to_string(p).ok()).unwrap_or_default();
+        let field = |name: &str| field(&stat, name).unwrap_or(0);
+        let (cpu_usec, throttled_usec) = match self.version {
+            Version::V1 => (read(self.file("cpuacct", "cpuacct.usage", "")) / 1000, field("throttled_time") / 1000),
+            Version::V2 => (field("usage_usec"), field("throttled_usec")),
+        };
+        let oom = self.oom_file().and_then(|p| fs::read_to_string(p).ok()).unwrap_or_default();
+        Ok(Usage {
+            cpu_usec,
+            throttled_usec,
+            throttled: field("nr_throttled"),
+            memory_current: read(self.file("memory", "memory.usage_in_bytes", "memory.current")),
+            memory_peak: read(self.peak_file()),
+            oom_kills: self::field(&oom, "oom_kill").unwrap_or(0),
+            pids: read(self.file("pids", "pids.current", "pids.current")),
+        })
+    }
+
+    /// Processes of the group.
+    pub fn pids(&self) -> Vec<u32> {
+        let mut pids: Vec<u32> = self
+            .procs_files()
+            .iter()
+            .filter_map(|p| fs::read_to_string(p).ok())
+            .flat_map(|text| text.lines().filter_map(|l| l.parse().ok()).collect::<Vec<u32>>())
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+
+    /// Kills every process of the group and waits until it is empty; false if some would not die.
+    pub fn kill_all(&self) -> bool {
+        for _ in 0..TRIES {
+            let pids = self.pids();
+            if pids.is_empty() {
+                return true;
+            }
+            if self.kill_file().is_none_or(|kill| fs::write(kill, "1").is_err()) {
+                // Frozen, they cannot fork away from under us; the signal takes effect when they thaw.
+                self.freeze(true);
+                for pid in self.pids() {
+                    if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+                        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                    }
+                }
+                self.freeze(false);
+            }
+            std::thread::sleep(PAUSE);
+        }
+        self.pids().is_empty()
+    }
+
+    /// Stops or lets go all processes of the group. Best effort: they may take a moment.
+    pub fn freeze(&self, frozen: bool) {
+        let (path, value) = match self.version {
+            Version::V1 => (self.freezer_file(), if frozen { "FROZEN" } else { "THAWED" }),
+            Version::V2 => (Some(self.dir().join("cgroup.freeze")), if frozen { "1" } else { "0" }),
+        };
+        if let Some(path) = path {
+            let _ = fs::write(path, value);
+        }
+    }
+
+    /// Removes the group. Its processes must have been killed; the kernel may take a moment to let go of them.
+    pub fn delete(&self) -> io::Result<()> {
+        let mut dirs: Vec<&PathBuf> = self.dirs.values().collect();
+        dirs.sort();
+        dirs.dedup();
+        for dir in dirs {
+            let mut tries = 0;
+            loop {
+                match fs::remove_dir(dir) {
+                    Ok(()) => break,
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+                    Err(e) if tries >= TRIES || e.raw_os_error() != Some(libc::EBUSY) => return Err(e),
+                    Err(_) => {
+                        tries += 1;
+                        std::thread::sleep(PAUSE);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Compares a limit with what the kernel now says. `written` is what the crate reports, for the cause.
+fn confirm(path: &Path, wanted: &str, written: cgroups_rs::fs::error::Result<()>) -> Result<(), SetLimitError> {
+    if let Err(error) = written {
+        return Err(SetLimitError::Write {
+            path: path.to_owned(),
+            value: wanted.to_owned(),
+            source: io::Error::other(format!("{error:?}")),
+        });
+    }
+    let actual = fs::read_to_string(path).unwrap_or_else(|e| format!("unreadable ({e})"));
+    if actual.trim() == wanted {
+        return Ok(());
+    }
+    Err(SetLimitError::NotTaken { path: path.to_owned(), wanted: wanted.to_owned(), actual: actual.trim().to_owned() })
+}
+
+fn write(path: &Path, value: &str) -> Result<(), SetLimitError> {
+    fs::write(path, value).map_err(|source| SetLimitError::Write { path: path.to_owned(), value: value.to_owned(), source })
+}
+
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The number behind a name in a `name number` file.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}

@@ -1,0 +1,241 @@
+//! What proves this node to the cluster, on disk: `identity/agent` in the data directory, one file, 0600.
+//!
+//! One file, so that key, certificate, CA and addresses always belong together, whenever the host dies.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use optimus_common::codec::{self, DecodeError};
+use optimus_common::env::Clock;
+use optimus_common::{ClusterId, NodeId, Timestamp};
+use optimus_host::files;
+use optimus_host::tls::{self, DER_MAX, Key, PeerIdentity, Role, TlsError};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+const DIR: &str = "identity";
+const FILE: &str = "agent";
+/// The key of a join that is not finished: a second try with it is the same node.
+const PENDING: &str = "pending-key";
+const KIND: u16 = 401;
+const PENDING_KIND: u16 = 402;
+const VERSION: u16 = 1;
+const FILE_MAX: usize = 64 << 10;
+
+/// Why this node's identity cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("failed to read or write {}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the node's identity {} is damaged; restore it from a backup, or remove it and join again", path.display())]
+    Damaged {
+        path: PathBuf,
+        #[source]
+        source: DecodeError,
+    },
+    #[error("the node's identity cannot be used")]
+    Tls(#[from] TlsError),
+    #[error("the certificate is not one for this node: {0}")]
+    NotOurs(String),
+    #[error("the node's identity names no server")]
+    NoServers,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    cluster: ClusterId,
+    node: NodeId,
+    servers: Vec<String>,
+    certificate: Vec<u8>,
+    ca: Vec<u8>,
+    /// PKCS#8, DER.
+    key: Vec<u8>,
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.key);
+    }
+}
+
+/// Who this node is.
+#[derive(Debug, Clone)]
+pub struct AgentIdentity {
+    dir: PathBuf,
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    /// `host:port` of the servers; at least one.
+    pub servers: Vec<String>,
+    pub(super) certificate: Vec<u8>,
+    pub(super) ca: Vec<u8>,
+    pub(super) key: Arc<Key>,
+    pub not_before: Timestamp,
+    pub not_after: Timestamp,
+}
+
+impl AgentIdentity {
+    /// The identity in a data directory; `None` before the first join.
+    pub fn open(data_dir: &Path) -> Result<Option<Self>, IdentityError> {
+        let dir = data_dir.join(DIR);
+        let path = dir.join(FILE);
+        let Some(bytes) = read(&path)? else { return Ok(None) };
+        let stored: Stored = codec::from_envelope(KIND, VERSION, &bytes).map_err(|source| IdentityError::Damaged { path, source })?;
+        let key = Arc::new(Key::from_pkcs8(&stored.key)?);
+        Self::checked(dir, stored.cluster, stored.node, stored.servers.clone(), stored.certificate.clone(), stored.ca.clone(), key)
+            .map(Some)
+    }
+
+    /// Puts together and stores what a join gave.
+    pub(super) fn create(
+        data_dir: &Path,
+        cluster: ClusterId,
+        node: NodeId,
+        servers: Vec<String>,
+        certificate: Vec<u8>,
+        ca: Vec<u8>,
+        key: Key,
+    ) -> Result<Self, IdentityError> {
+        let dir = data_dir.join(DIR);
+        let identity = Self::checked(dir, cluster, node, servers, certificate, ca, Arc::new(key))?;
+        identity.store()?;
+        let pending = identity.dir.join(PENDING);
+        match fs::remove_file(&pending) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(IdentityError::Io { path: pending, source }),
+            _ => Ok(identity),
+        }
+    }
+
+    fn checked(
+        dir: PathBuf,
+        cluster: ClusterId,
+        node: NodeId,
+        servers: Vec<String>,
+        certificate: Vec<u8>,
+        ca: Vec<u8>,
+        key: Arc<Key>,
+    ) -> Result<Self, IdentityError> {
+        if servers.is_empty() {
+            return Err(IdentityError::NoServers);
+        }
+        let peer = check(&certificate, cluster, node, &key)?;
+        Ok(AgentIdentity { dir, cluster, node, servers, certificate, ca, key, not_before: peer.not_before, not_after: peer.not_after })
+    }
+
+    /// Takes a fresh certificate for the same node and key, durably.
+    pub(super) fn renew(&mut self, certificate: Vec<u8>) -> Result<(), IdentityError> {
+        let peer = check(&certificate, self.cluster, self.node, &self.key)?;
+        let fresh = AgentIdentity { certificate, not_before: peer.not_before, not_after: peer.not_after, ..self.clone() };
+        fresh.store()?;
+        *self = fresh;
+        Ok(())
+    }
+
+    fn store(&self) -> Result<(), IdentityError> {
+        let AgentIdentity { dir, cluster, node, servers, certificate, ca, key, not_before: _, not_after: _ } = self;
+        let stored = Stored {
+            cluster: *cluster,
+            node: *node,
+            servers: servers.clone(),
+            certificate: certificate.clone(),
+            ca: ca.clone(),
+            key: key.to_pkcs8().to_vec(),
+        };
+        let bytes = Zeroizing::new(codec::envelope(KIND, VERSION, &stored));
+        write(dir, FILE, &bytes)
+    }
+
+    /// When to ask for a fresh certificate: at half its life.
+    pub fn renew_at(&self) -> Timestamp {
+        Timestamp(self.not_before.0 + self.not_after.since(self.not_before).0 / 2)
+    }
+
+    /// True once only renewing is possible with the certificate.
+    pub fn expired(&self, clock: &dyn Clock) -> bool {
+        clock.now() > self.not_after
+    }
+
+    /// SHA-256 of the cluster's CA: what join tokens pin.
+    pub fn ca_fingerprint(&self) -> [u8; 32] {
+        tls::sha256(&self.ca)
+    }
+}
+
+/// The key a join is tried with: the one of the try before, if that was not finished.
+pub(super) fn pending_key(data_dir: &Path) -> Result<Key, IdentityError> {
+    let dir = data_dir.join(DIR);
+    if let Some(bytes) = read(&dir.join(PENDING))? {
+        let key = codec::from_envelope::<Vec<u8>>(PENDING_KIND, VERSION, &bytes).map(Zeroizing::new);
+        match key.ok().and_then(|key| Key::from_pkcs8(&key).ok()) {
+            Some(key) => return Ok(key),
+            // Nothing depends on it but a try that failed.
+            None => tracing::warn!("the key of an unfinished join is damaged; making another"),
+        }
+    }
+    let key = Key::generate()?;
+    let secret = key.to_pkcs8();
+    let bytes = Zeroizing::new(codec::envelope(PENDING_KIND, VERSION, &*secret));
+    write(&dir, PENDING, &bytes)?;
+    Ok(key)
+}
+
+fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, IdentityError> {
+    let io = |source| IdentityError::Io { path: path.to_owned(), source };
+    match files::read_bounded(path, FILE_MAX) {
+        Ok(bytes) => {
+            files::check_private(path).map_err(io)?;
+            Ok(Some(Zeroizing::new(bytes)))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io(e)),
+    }
+}
+
+fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), IdentityError> {
+    let path = dir.join(name);
+    files::create_private_dir(dir).and_then(|()| files::write_private(&path, bytes)).map_err(|source| IdentityError::Io { path, source })
+}
+
+/// A certificate must be for this node, this key and this cluster.
+fn check(certificate: &[u8], cluster: ClusterId, node: NodeId, key: &Key) -> Result<PeerIdentity, IdentityError> {
+    if certificate.len() > DER_MAX {
+        return Err(IdentityError::NotOurs(format!("{} bytes are too long", certificate.len())));
+    }
+    let peer = PeerIdentity::of(certificate)?;
+    if peer.cluster != cluster || peer.role != Role::Agent(node) {
+        return Err(IdentityError::NotOurs(format!("it is for {} of cluster {}", peer.role, peer.cluster)));
+    }
+    if peer.key_fingerprint != key.fingerprint() {
+        return Err(IdentityError::NotOurs("it is for another key".into()));
+    }
+    Ok(peer)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_an_unfinished_join_is_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(AgentIdentity::open(dir.path()).unwrap().is_none());
+        let first = pending_key(dir.path()).unwrap();
+        assert_eq!(pending_key(dir.path()).unwrap().fingerprint(), first.fingerprint());
+        files::write_private(&dir.path().join(DIR).join(PENDING), b"junk").unwrap();
+        assert_ne!(pending_key(dir.path()).unwrap().fingerprint(), first.fingerprint());
+    }
+
+    #[test]
+    fn a_damaged_identity_is_named_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        write(&dir.path().join(DIR), FILE, b"OPT1 but no more").unwrap();
+        let error = AgentIdentity::open(dir.path()).unwrap_err();
+        assert!(matches!(error, IdentityError::Damaged { .. }), "{error}");
+    }
+}

@@ -1,0 +1,202 @@
+//! The link to the control plane.
+//!
+//! It joins the cluster once, then keeps one session with a server: takes desired sets, hands on
+//! reports, answers heartbeats and requests for logs, renews the certificate. It never starts or stops
+//! a workload and never makes one wait: while there is no session, everything runs as it last was.
+//!
+//! ```text
+//! run: dial a server -> Hello -> Welcome -> session until it breaks -> pause (full jitter, at most 1 s) -> next server
+//! session: read  Desired -> accept (durable) -> empty report with the new generation
+//!          write full report, then each batch of changes, pongs
+//!          renew at half life    serve log streams    watch for silence
+//! ```
+
+mod dial;
+mod identity;
+mod join;
+mod logs;
+mod session;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use optimus_common::env::Env;
+use optimus_common::reason::code;
+use optimus_host::telemetry::Chain;
+use optimus_host::transport;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use identity::{AgentIdentity, IdentityError};
+pub use join::{JoinError, join, join_or_open};
+use session::End;
+
+use crate::workloads::Workloads;
+
+/// First and longest pause between two tries to reach any server.
+///
+/// Must stay well below the lease of a node (5 s): one that is silent for longer is declared lost.
+/// Full jitter, so that a thousand agents do not knock at once.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The same failure is logged this often.
+const LOG_EVERY: Duration = Duration::from_secs(30);
+
+/// Where the link stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkStatus {
+    /// Not connected yet.
+    Connecting,
+    Connected {
+        server: String,
+    },
+    /// No session; the text says why. The link tries again by itself.
+    Disconnected {
+        reason: String,
+    },
+    /// Sent away with a code of `optimus explain`. The link tries again, but a person must act.
+    Refused {
+        code: String,
+        message: String,
+    },
+}
+
+/// Keeps the session with the control plane.
+pub struct Link {
+    identity: Mutex<AgentIdentity>,
+    workloads: Arc<dyn Workloads>,
+    env: Env,
+    status: watch::Sender<LinkStatus>,
+}
+
+/// Keeps the session with the control plane until `shutdown`.
+pub async fn run(identity: AgentIdentity, workloads: Arc<dyn Workloads>, env: Env, shutdown: CancellationToken) {
+    Link::new(identity, workloads, env).run(shutdown).await;
+}
+
+impl Link {
+    pub fn new(identity: AgentIdentity, workloads: Arc<dyn Workloads>, env: Env) -> Self {
+        Link { identity: Mutex::new(identity), workloads, env, status: watch::Sender::new(LinkStatus::Connecting) }
+    }
+
+    /// Follows where the link stands.
+    pub fn status(&self) -> watch::Receiver<LinkStatus> {
+        self.status.subscribe()
+    }
+
+    /// Runs until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut log = Log { env: self.env.clone(), last: None };
+        let mut failures = 0u32;
+        let mut server = 0usize;
+        let mut endpoint = None;
+        while !shutdown.is_cancelled() {
+            let servers = self.identity().servers.clone();
+            let address = servers[server % servers.len()].clone(); // an identity has at least one
+            let end = match endpoint.take().map_or_else(transport::client_endpoint, Ok) {
+                Ok(open) => {
+                    let end = tokio::select! {
+                        () = shutdown.cancelled() => None,
+                        end = Box::pin(session::run(&self, &open, &address)) => Some(end),
+                    };
+                    let Some(end) = end else {
+                        open.close(transport::close::DONE.into(), b"the agent is stopping");
+                        // Lets the farewell leave, so that the server need not wait for silence.
+                        let _ = tokio::time::timeout(Duration::from_millis(200), open.wait_idle()).await;
+                        break;
+                    };
+                    endpoint = Some(open);
+                    end
+                }
+                Err(error) => End::Failed { reason: Chain(&error).to_string() },
+            };
+            match &end {
+                End::Renewed => continue,
+                // A session that stood: its server first, it may only have restarted.
+                End::Lost { .. } => failures = 0,
+                End::Failed { .. } | End::Refused { .. } => {
+                    failures = failures.saturating_add(1);
+                    server = server.wrapping_add(1);
+                }
+            }
+            log.end(&address, &end);
+            self.status.send_replace(match end {
+                End::Refused { code, message } if !heals(&code) => LinkStatus::Refused { code, message },
+                End::Refused { message: reason, .. } | End::Failed { reason } | End::Lost { reason } => LinkStatus::Disconnected { reason },
+                End::Renewed => LinkStatus::Connecting,
+            });
+            let pause = pause(failures, self.env.fraction());
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = self.env.clock.sleep(pause) => {}
+            }
+        }
+    }
+
+    fn identity(&self) -> std::sync::MutexGuard<'_, AgentIdentity> {
+        self.identity.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// Full jitter: anything from nothing to twice the pause before, up to [`PAUSE_MAX`].
+fn pause(failures: u32, fraction: f64) -> Duration {
+    let limit = PAUSE_FIRST.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);
+    limit.mul_f64(fraction.clamp(0.0, 1.0))
+}
+
+/// True for refusals that end by themselves.
+fn heals(refusal: &str) -> bool {
+    [code::NO_LEADER, code::OVERLOADED, code::TIMED_OUT, code::INTERNAL].iter().any(|c| c.code == refusal)
+}
+
+/// Logs the ends of sessions: each new kind at once, the same again every [`LOG_EVERY`].
+struct Log {
+    env: Env,
+    last: Option<(String, Duration)>,
+}
+
+impl Log {
+    fn end(&mut self, server: &str, end: &End) {
+        let (kind, text) = match end {
+            End::Renewed => return,
+            End::Refused { code, message } => (code.as_str(), message),
+            End::Failed { reason } => ("failed", reason),
+            End::Lost { reason } => ("lost", reason),
+        };
+        let key = format!("{server} {kind} {text}");
+        let now = self.env.clock.monotonic();
+        if self.last.as_ref().is_some_and(|(last, at)| *last == key && now.saturating_sub(*at) < LOG_EVERY) {
+            return;
+        }
+        self.last = Some((key, now));
+        match end {
+            End::Refused { code, .. } if !heals(code) => {
+                tracing::error!(
+                    server,
+                    code,
+                    reason = text,
+                    "the control plane refuses this node; what runs keeps running, and the link keeps trying"
+                );
+            }
+            End::Refused { .. } | End::Failed { .. } => {
+                tracing::warn!(server, reason = text, "no session with the control plane; trying again")
+            }
+            End::Lost { .. } => tracing::warn!(server, reason = text, "lost the session with the control plane; connecting again"),
+            End::Renewed => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_grows_and_stays_below_a_second() {
+        assert_eq!(pause(0, 1.0), PAUSE_FIRST);
+        assert_eq!(pause(1, 0.5), PAUSE_FIRST);
+        assert_eq!(pause(5, 1.0), PAUSE_MAX);
+        assert_eq!(pause(u32::MAX, 1.0), PAUSE_MAX);
+        assert_eq!(pause(7, 0.0), Duration::ZERO);
+    }
+}

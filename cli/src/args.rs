@@ -1,0 +1,104 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{
+    agent, completion, deploy, dev, events, explain, help, init, logs, nodes, ps, restart, rm, scale, server, status, stop, validate,
+    version,
+};
+use crate::output::ColorChoice;
+
+/// Runs your software on your own hosts.
+#[derive(Debug, Parser)]
+#[command(
+    name = "optimus",
+    version,
+    before_help = "Examples:\n  optimus dev                 run a one-machine cluster here\n  optimus init                write an optimus.toml\n  optimus deploy              deploy this directory and wait until it is ready\n  optimus explain web-0       why is this copy as it is",
+    after_help = "Topics: optimus help exit-codes | environment | credentials",
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    propagate_version = false,
+    max_term_width = 120
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What every verb takes.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Cluster to talk to, by the name of its context (before OPTIMUS_CONTEXT)
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// Print API objects as JSON; streams print one object a line
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// When to colour
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: ColorChoice,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a server and an agent on this machine
+    #[command(before_help = dev::EXAMPLES)]
+    Dev(dev::Args),
+    /// Run a server of the control plane
+    #[command(before_help = server::EXAMPLES)]
+    Server(server::Args),
+    /// Run the agent of this host
+    #[command(before_help = agent::EXAMPLES)]
+    Agent(agent::Args),
+    /// Write a commented optimus.toml to start from
+    #[command(before_help = init::EXAMPLES)]
+    Init(init::Args),
+    /// Check a project file without a server
+    #[command(before_help = validate::EXAMPLES)]
+    Validate(validate::Args),
+    /// Deploy a project file and wait until its copies are ready
+    #[command(before_help = deploy::EXAMPLES)]
+    Deploy(deploy::Args),
+    /// Show the cluster and its workloads
+    #[command(before_help = status::EXAMPLES)]
+    Status(status::Args),
+    /// List copies
+    #[command(before_help = ps::EXAMPLES)]
+    Ps(ps::Args),
+    /// Print what workloads print
+    #[command(before_help = logs::EXAMPLES)]
+    Logs(logs::Args),
+    /// Set how many copies of a workload run
+    #[command(before_help = scale::EXAMPLES)]
+    Scale(scale::Args),
+    /// Replace all copies of a workload, a few at a time
+    #[command(before_help = restart::EXAMPLES)]
+    Restart(restart::Args),
+    /// Stop all copies of a workload; it stays known
+    #[command(before_help = stop::EXAMPLES)]
+    Stop(stop::Args),
+    /// Stop a workload and forget it
+    #[command(before_help = rm::EXAMPLES)]
+    Rm(rm::Args),
+    /// Say why a copy or workload is as it is, or what a field or error code means
+    #[command(before_help = explain::EXAMPLES)]
+    Explain(explain::Args),
+    /// List hosts, or let new ones in
+    #[command(before_help = nodes::EXAMPLES)]
+    Nodes(nodes::Args),
+    /// Print what happened
+    #[command(before_help = events::EXAMPLES)]
+    Events(events::Args),
+    /// Print the version of this program and of the server
+    #[command(before_help = version::EXAMPLES)]
+    Version(version::Args),
+    /// Print completions for a shell
+    #[command(before_help = completion::EXAMPLES)]
+    Completion(completion::Args),
+    /// Print help for a verb or a topic
+    #[command(before_help = help::EXAMPLES)]
+    Help(help::Args),
+}

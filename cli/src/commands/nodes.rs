@@ -1,0 +1,105 @@
+//! `optimus nodes`
+
+use optimus_common::Span;
+use optimus_common::api::v1::{JoinTokenAnswer, JoinTokenRequest, Node, NodePhase, Page};
+
+use crate::args::Global;
+use crate::commands::{ScopeArgs, Session};
+use crate::error::Failure;
+use crate::output::{Terminal, age, count, now};
+
+pub const EXAMPLES: &str = "Examples:
+  optimus nodes                            list hosts
+  optimus nodes join-token                 a token for one agent, good for an hour
+  optimus nodes join-token --uses 10 --ttl 1d";
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// List hosts
+    #[command(before_help = "Examples:\n  optimus nodes ls")]
+    Ls,
+    /// Make a token that lets agents join; it is shown once
+    #[command(before_help = "Examples:\n  optimus nodes join-token > token.txt\n  optimus nodes join-token --uses 10 --ttl 1d")]
+    JoinToken {
+        /// How long it may be used [default: 1h, at most 30d]
+        #[arg(long, value_name = "TIME")]
+        ttl: Option<Span>,
+        /// How many agents may use it [default: 1]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        uses: Option<u32>,
+    },
+}
+
+pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(), Failure> {
+    let session = Session::open(global, &ScopeArgs::default(), terminal)?;
+    match &args.what {
+        None | Some(What::Ls) => list(&session).await,
+        Some(What::JoinToken { ttl, uses }) => join_token(&session, JoinTokenRequest { ttl: *ttl, uses: *uses }).await,
+    }
+}
+
+async fn list(session: &Session) -> Result<(), Failure> {
+    let terminal = session.terminal;
+    let nodes: Page<Node> = session.client.list("/v1/nodes", &[], "cannot list the nodes").await?;
+    if terminal.json {
+        terminal.json_document(&nodes)?;
+        return Ok(());
+    }
+    if nodes.items.is_empty() {
+        terminal.note("no nodes yet: make a token with `optimus nodes join-token`, then run `optimus agent` on a host");
+        return Ok(());
+    }
+    let (now, paint) = (now(), terminal.stdout_paint());
+    let rows = nodes
+        .items
+        .iter()
+        .map(|node| {
+            vec![
+                node.name.clone(),
+                match node.phase {
+                    NodePhase::Up => paint.good("up"),
+                    NodePhase::Down => paint.bad("down"),
+                },
+                node.address.clone(),
+                node.copies.to_string(),
+                format!("{}/{}", node.cpu_reserved, node.cpu),
+                format!("{}/{}", node.memory_reserved.human(), node.memory.human()),
+                node.drivers.join(","),
+                node.version.clone(),
+                age(now.since(node.last_seen)),
+            ]
+        })
+        .collect();
+    terminal.table(&["NODE", "PHASE", "ADDRESS", "COPIES", "CPU", "MEMORY", "DRIVERS", "VERSION", "SEEN"], rows)?;
+    for node in nodes.items.iter().filter(|node| !node.unenforced.is_empty()) {
+        terminal.note(&format!(
+            "{} {} cannot enforce: {}",
+            terminal.stderr_paint().busy("warning:"),
+            node.name,
+            node.unenforced.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+async fn join_token(session: &Session, request: JoinTokenRequest) -> Result<(), Failure> {
+    let terminal = session.terminal;
+    let answer = session.client.post::<JoinTokenAnswer>("/v1/join-tokens", &request, "cannot make a join token").await?.value;
+    if terminal.json {
+        terminal.json_document(&answer)?;
+        return Ok(());
+    }
+    terminal.line(&answer.token)?;
+    terminal.note(&format!(
+        "good for {} until {}; on the host, put it into a file and run `optimus agent --join-file FILE`",
+        count(answer.uses.into(), "agent", "agents"),
+        answer.expires_at
+    ));
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! `optimus server`
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::commands::data_dir;
+use crate::error::Failure;
+
+pub const EXAMPLES: &str = "Examples:
+  optimus server                                              for this machine only
+  optimus server --agent-listen 0.0.0.0:7601 --advertise 10.0.0.5:7601
+  optimus nodes join-token                                    then let agents in";
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where the cluster's state is kept [default: /var/lib/optimus/server for root, else $XDG_DATA_HOME/optimus/server]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Address of the API (HTTPS)
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7600")]
+    api_listen: SocketAddr,
+    /// Address agents connect to (QUIC, UDP)
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7601")]
+    agent_listen: SocketAddr,
+    /// host:port that agents reach --agent-listen at; goes into join tokens [default: --agent-listen]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
+    advertise: Option<String>,
+    /// Further name the API may be asked under (repeatable)
+    #[arg(long = "allow-host", value_name = "HOST")]
+    allow_hosts: Vec<String>,
+}
+
+/// How to run a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Created if missing.
+    pub data_dir: PathBuf,
+    pub api_listen: SocketAddr,
+    /// UDP.
+    pub agent_listen: SocketAddr,
+    /// `host:port` for join tokens; unset: `agent_listen`.
+    pub advertise: Option<String>,
+    /// Host names, beside the listening address, that requests may carry.
+    pub allow_hosts: Vec<String>,
+}
+
+impl Args {
+    pub fn config(self) -> Result<ServerConfig, Failure> {
+        let Args { data_dir: dir, api_listen, agent_listen, advertise, allow_hosts } = self;
+        if agent_listen.ip().is_unspecified() && advertise.is_none() {
+            return Err(Failure::usage(format!("--agent-listen {agent_listen} is no address agents could connect to"))
+                .because("it means every address of this machine, and join tokens must name one")
+                .hint(format!("add `--advertise HOST:{}`", agent_listen.port())));
+        }
+        let data_dir = dir.map_or_else(|| data_dir("server", true), Ok)?;
+        Ok(ServerConfig { data_dir, api_listen, agent_listen, advertise, allow_hosts })
+    }
+}
+
+/// `host:port` with a host name, an IPv4 address or an IPv6 address in brackets.
+fn host_port(text: &str) -> Result<String, String> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return if address.ip().is_unspecified() || address.port() == 0 {
+            Err("not an address others can connect to".into())
+        } else {
+            Ok(text.to_owned())
+        };
+    }
+    let (host, port) = text.rsplit_once(':').ok_or("write HOST:PORT")?;
+    let label =
+        |label: &str| !label.is_empty() && label.len() <= 63 && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    if host.len() > 253 || !host.split('.').all(label) {
+        return Err(format!("`{host}` is not a host name"));
+    }
+    match port.parse::<u16>() {
+        Ok(1..) => Ok(text.to_owned()),
+        _ => Err(format!("`{port}` is not a port")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advertised_addresses_can_be_connected_to() {
+        for good in ["10.0.0.5:7601", "[2001:db8::1]:7601", "server-1.example.com:7601"] {
+            assert!(host_port(good).is_ok(), "{good}");
+        }
+        for bad in ["10.0.0.5", "0.0.0.0:7601", "[::]:1", "host:0", "host:99999", "a b:1", ":7601", "a..b:1"] {
+            assert!(host_port(bad).is_err(), "{bad}");
+        }
+    }
+}

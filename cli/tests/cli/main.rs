@@ -1,0 +1,9 @@
+//! The verbs against a scripted API: output, exit codes, errors, retries.
+#![allow(clippy::unwrap_used)]
+
+mod deploy;
+mod fake;
+mod local;
+mod streams;
+mod verbs;
+mod world;

@@ -1,0 +1,3 @@
+//! Types of the REST API, shared by the server and its clients.
+
+pub mod v1;

@@ -1,0 +1,361 @@
+//! `/v1`: what the API takes and gives. Additive only.
+//!
+//! Times are RFC 3339, spans `"30s"`, sizes integer bytes, cpu in cores. Lists are pages. Errors are
+//! [`Problem`] (RFC 9457) with a code of [`crate::reason::CODES`].
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::ids::{AllocId, ClusterId, DeploymentId, NodeId, WorkloadKey};
+use crate::protocol::Phase;
+use crate::reason::{Exit, Reason};
+use crate::spec::{ProjectSpec, WorkloadSpec};
+use crate::time::{Span, Timestamp};
+use crate::units::{Bytes, Millicores};
+
+/// One page of a collection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Give it as `page_token` for the next page; unset on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_page_token: Option<String>,
+    /// State index the page was read at.
+    pub index: u64,
+}
+
+/// Default and largest page.
+pub const PAGE_DEFAULT: usize = 50;
+pub const PAGE_MAX: usize = 1000;
+
+/// An error, as `application/problem+json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// URI of the kind of problem: `https://optimus.dev/errors/OPT-1104`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub title: String,
+    pub status: u16,
+    pub detail: String,
+    /// Stable code; `optimus explain CODE`.
+    pub code: String,
+    pub request_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Several faults of one body.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+    pub retryable: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FieldError {
+    /// JSON pointer into the body.
+    pub pointer: String,
+    pub message: String,
+}
+
+/// A reason for people and programs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReasonView {
+    /// `OPT-2302`
+    pub code: String,
+    /// `out of memory`
+    pub title: String,
+    pub message: String,
+    pub hint: String,
+    pub detail: Reason,
+}
+
+impl From<&Reason> for ReasonView {
+    fn from(reason: &Reason) -> Self {
+        // A crash loop or a missed deadline is named by what it stands on: that is what can be mended.
+        let code = reason.root().code();
+        ReasonView {
+            code: code.code.into(),
+            title: code.title.into(),
+            message: reason.to_string(),
+            hint: code.about.into(),
+            detail: reason.clone(),
+        }
+    }
+}
+
+/// `GET /v1/version` (no credential needed).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    pub version: String,
+    pub api: Vec<String>,
+    pub cluster: Option<ClusterId>,
+}
+
+/// `GET /v1/status`: the fleet in one answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterStatus {
+    pub cluster: ClusterId,
+    pub index: u64,
+    pub leader: Option<u64>,
+    pub term: u64,
+    pub servers: u32,
+    pub nodes_up: u32,
+    pub nodes_down: u32,
+    pub workloads: u32,
+    pub copies_wanted: u32,
+    pub copies_ready: u32,
+    /// One sentence: `all 3 copies of 1 workload are ready`.
+    pub summary: String,
+}
+
+/// `POST /v1/deploy`: sets the workloads of the file to what it says and starts a deployment for each that changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DeployRequest {
+    #[serde(flatten)]
+    pub spec: ProjectSpec,
+    /// The text it came from, kept with the release for people to read again. At most 256 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DeployAnswer {
+    pub deployments: Vec<Deployment>,
+    /// Workloads that already were as the file says.
+    pub unchanged: Vec<WorkloadKey>,
+    pub index: u64,
+}
+
+/// What a workload is doing, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkloadPhase {
+    /// All wanted copies are ready.
+    Ready,
+    /// A deployment is under way.
+    Deploying,
+    /// Some or all copies are not ready, and no deployment is under way.
+    Degraded,
+    /// Stopped on request.
+    Stopped,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Workload {
+    #[serde(flatten)]
+    pub key: WorkloadKey,
+    /// Release that should run.
+    pub release: u64,
+    pub phase: WorkloadPhase,
+    pub copies_wanted: u32,
+    pub copies_ready: u32,
+    pub copies_running: u32,
+    pub restarts: u32,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    /// State index of the last change.
+    pub revision: u64,
+    pub spec: WorkloadSpec,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<Deployment>,
+    /// Why it is not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<ReasonView>,
+    /// `http://address:port` of ready copies (first port).
+    pub endpoints: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeploymentPhase {
+    Running,
+    Succeeded,
+    /// Failed and left as it is (a first deployment).
+    Failed,
+    /// Failed; going back to the release before.
+    RollingBack,
+    /// Failed; the release before runs again.
+    RolledBack,
+    Superseded,
+    Cancelled,
+}
+
+impl DeploymentPhase {
+    /// No further change will come.
+    pub fn is_final(self) -> bool {
+        !matches!(self, DeploymentPhase::Running | DeploymentPhase::RollingBack)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Deployment {
+    pub id: DeploymentId,
+    #[serde(flatten)]
+    pub key: WorkloadKey,
+    pub release: u64,
+    /// The release that ran before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_release: Option<u64>,
+    pub phase: DeploymentPhase,
+    /// Copies of the new release that are ready / that are wanted.
+    pub ready: u32,
+    pub wanted: u32,
+    pub created_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
+    /// It fails at this time unless there is progress before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<ReasonView>,
+    /// `deploy`, `restart`, `scale`.
+    pub trigger: String,
+}
+
+/// One copy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Allocation {
+    pub id: AllocId,
+    #[serde(flatten)]
+    pub key: WorkloadKey,
+    /// `web-0`
+    pub name: String,
+    pub index: u32,
+    pub release: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// Whether it should run.
+    pub desired_run: bool,
+    pub phase: Phase,
+    pub ready: bool,
+    /// Its node answers; false: what is shown is what was last seen.
+    pub current: bool,
+    pub restarts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    pub ports: BTreeMap<String, u16>,
+    /// `address:port` of the first port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    pub created_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<ReasonView>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<Exit>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unenforced: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_lines: Vec<String>,
+}
+
+/// `GET /v1/.../allocations/{name}:explain`: why a copy is as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Explanation {
+    /// One sentence.
+    pub summary: String,
+    pub allocation: Option<Allocation>,
+    pub workload: Workload,
+    /// What was looked at, in order, each a sentence.
+    pub evidence: Vec<String>,
+    /// Last events of the copy, newest last.
+    pub events: Vec<Event>,
+    /// The next thing to do, unless all is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NodePhase {
+    Up,
+    Down,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    pub id: NodeId,
+    pub name: String,
+    pub phase: NodePhase,
+    pub address: String,
+    pub version: String,
+    pub arch: String,
+    pub kernel: String,
+    pub cgroup: String,
+    pub unenforced: Vec<String>,
+    pub drivers: Vec<String>,
+    pub cpu: Millicores,
+    pub cpu_reserved: Millicores,
+    pub memory: Bytes,
+    pub memory_reserved: Bytes,
+    pub copies: u32,
+    pub joined_at: Timestamp,
+    pub last_seen: Timestamp,
+    pub certificate_expires_at: Timestamp,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Something that happened. `index` and `n` order and name it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    pub index: u64,
+    pub n: u32,
+    pub at: Timestamp,
+    /// `deployment_started`, `copy_ready`, `copy_exited`, `node_joined`, ...
+    pub kind: String,
+    /// What it is about: `shop/prod/web`, `node/host-1`, ...
+    pub subject: String,
+    pub message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<ReasonView>,
+}
+
+/// `POST .../workloads/{name}:scale`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ScaleRequest {
+    pub copies: u32,
+}
+
+/// Answer to scale, restart, stop and remove.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ActionAnswer {
+    pub index: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<Deployment>,
+    /// False: it was so already.
+    pub changed: bool,
+}
+
+/// `POST /v1/join-tokens`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct JoinTokenRequest {
+    /// Default 1 h, at most 30 days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Span>,
+    /// How many agents may use it; default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct JoinTokenAnswer {
+    /// The copy-paste string; shown once.
+    pub token: String,
+    pub id: String,
+    pub expires_at: Timestamp,
+    pub uses: u32,
+}
+
+/// One line of `GET .../logs` (NDJSON).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LogRecord {
+    pub at: Timestamp,
+    /// `web-0`
+    pub copy: String,
+    /// `stdout` or `stderr`
+    pub stream: String,
+    pub text: String,
+}

@@ -1,0 +1,438 @@
+//! Why something is as it is. One value feeds the log, the API, the CLI and the console.
+//!
+//! Each reason has a stable code (`OPT-2101`), a sentence, and a hint for what to do. `optimus
+//! explain CODE` prints [`Code`]. Codes are never reused.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::time::{Span, Timestamp};
+use crate::units::{Bytes, Millicores};
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Exit {
+    /// Exit status, if it left by itself.
+    pub code: Option<i32>,
+    /// Signal number, if it was killed.
+    pub signal: Option<i32>,
+    /// Set when the kernel killed a process of the copy for want of memory in this run.
+    pub oom: Option<Oom>,
+    pub at: Timestamp,
+    /// How long it had been running.
+    pub ran_for: Span,
+}
+
+/// Facts of an out-of-memory kill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Oom {
+    pub limit: Bytes,
+    pub peak: Bytes,
+    /// How many processes the kernel killed.
+    pub kills: u64,
+}
+
+/// Why one node cannot take a copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    NodeDown,
+    Cordoned,
+    Cpu { asked: Millicores, free: Millicores },
+    Memory { asked: Bytes, free: Bytes },
+    PortReserved { port: u16 },
+    NoFreePort,
+    DriverMissing { driver: String },
+}
+
+/// A node and why it cannot take the copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeRefusal {
+    pub node: String,
+    pub refusal: Refusal,
+}
+
+/// Why a copy, a deployment or a node is not (yet) as wished. Text from outside is bounded by whoever makes the value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    // placing
+    NoNodes,
+    NoNodeFits {
+        nodes: Vec<NodeRefusal>,
+    },
+    /// Placed; the node has not reported yet.
+    WaitingForNode {
+        node: String,
+    },
+    NodeDown {
+        node: String,
+        since: Timestamp,
+    },
+    // starting
+    CommandNotFound {
+        command: String,
+    },
+    NotExecutable {
+        command: String,
+    },
+    DirMissing {
+        dir: String,
+    },
+    UserUnknown {
+        user: String,
+    },
+    PortTaken {
+        port: u16,
+        holder: Option<String>,
+    },
+    LimitNotEnforceable {
+        what: String,
+        why: String,
+    },
+    StartFailed {
+        step: String,
+        error: String,
+    },
+    LogDiskFull {
+        path: String,
+        dropped_lines: u64,
+    },
+    Starting,
+    // running
+    NotReady {
+        probe: String,
+        last: String,
+        listening: Vec<u16>,
+        port: Option<u16>,
+    },
+    LivenessFailed {
+        probe: String,
+        last: String,
+    },
+    // ended
+    Exited {
+        exit: Exit,
+    },
+    OutOfMemory {
+        exit: Exit,
+        oom: Oom,
+    },
+    /// Ended several times in a row; the next start is at `next_start`.
+    CrashLoop {
+        restarts: u32,
+        next_start: Timestamp,
+        last: Box<Reason>,
+    },
+    /// The copy vanished without an exit record: its supervisor was killed or the host rebooted.
+    ExitUnknown {
+        what: String,
+    },
+    // wished
+    StopRequested,
+    Replaced {
+        release: u64,
+    },
+    // deployments
+    DeadlinePassed {
+        deadline: Span,
+        copy: Option<String>,
+        last: Option<Box<Reason>>,
+    },
+    Superseded {
+        by: u64,
+    },
+    Cancelled,
+}
+
+/// The registered facts of one code.
+#[derive(Debug, Clone, Copy)]
+pub struct Code {
+    pub code: &'static str,
+    pub title: &'static str,
+    /// What it means and what to do, for `optimus explain CODE` and `docs/errors/`.
+    pub about: &'static str,
+}
+
+macro_rules! codes {
+    ($($id:ident = $code:literal, $title:literal, $about:literal;)+) => {
+        /// The codes, by name.
+        pub mod code {
+            use super::Code;
+            $(pub const $id: Code = Code { code: $code, title: $title, about: $about };)+
+        }
+        /// Every code, in order.
+        pub const CODES: &[Code] = &[$(code::$id),+];
+    };
+}
+
+codes! {
+    NO_NODES = "OPT-2001", "no node to run on",
+        "No agent has joined the cluster. Start one with `optimus agent --join TOKEN`, or use `optimus dev`.";
+    NO_NODE_FITS = "OPT-2002", "no node can take the copy",
+        "Each node was refused for the reason listed. Lower what the workload asks for (`cpu`, `memory`), free room, or add a node.";
+    WAITING_FOR_NODE = "OPT-2003", "waiting for the node's first report",
+        "The copy is placed and its node has been told. If this lasts, look at the node: `optimus nodes`.";
+    NODE_DOWN = "OPT-2004", "the node is not answering",
+        "The agent on the node has not been heard of. Its copies keep running there; they are shown as last seen.";
+    COMMAND_NOT_FOUND = "OPT-2101", "command not found",
+        "The program in `run` is not on the node, neither in the workload's PATH nor at the path given. Install it there, or correct `run`.";
+    NOT_EXECUTABLE = "OPT-2102", "command is not executable",
+        "The file in `run` exists but may not be executed by the workload's user: set its mode (`chmod +x`), or start it through its interpreter.";
+    DIR_MISSING = "OPT-2103", "directory missing",
+        "The workload's directory is not on the node, or its user may not enter it. `dir` is a path on the node.";
+    USER_UNKNOWN = "OPT-2104", "unknown user",
+        "The user in `user` does not exist on the node. Create it there, or remove the field.";
+    PORT_TAKEN = "OPT-2105", "port already in use on the host",
+        "Another process listens on the port. A dynamic port moves by itself; a fixed one waits until it is free. Stop the holder or choose another port.";
+    LIMIT_NOT_ENFORCEABLE = "OPT-2106", "a limit cannot be enforced on this node",
+        "The workload asks for a limit the node's kernel or cgroup set-up cannot give, so it was not started. Run the agent as root (or with a delegated cgroup), or use `optimus dev`, which runs on and says what is not enforced.";
+    START_FAILED = "OPT-2107", "the process could not be started",
+        "A step of the start failed; the step and the system's error are given.";
+    LOG_DISK_FULL = "OPT-2108", "log disk is full",
+        "The disk that holds the agent's data is full. The workload keeps running; its output is dropped and counted until there is room.";
+    STARTING = "OPT-2109", "starting",
+        "The process has been started; its readiness check has not passed yet.";
+    NOT_READY = "OPT-2201", "readiness check fails",
+        "The process runs but its readiness check does not pass: the last answer is given, with the ports it really listens on. Most often it listens on another port than $PORT, or on the wrong path.";
+    LIVENESS_FAILED = "OPT-2202", "restarted after failed liveness checks",
+        "The liveness check failed too often in a row, so the copy was restarted.";
+    EXITED = "OPT-2301", "the process ended",
+        "The process left by itself or was killed by a signal. Its last lines are in `optimus logs`.";
+    OUT_OF_MEMORY = "OPT-2302", "out of memory",
+        "The copy reached its memory limit and the kernel killed it. Raise `memory`, or look for a leak: the peak is given.";
+    CRASH_LOOP = "OPT-2303", "crash loop",
+        "The process ended several times soon after its start. The pause between starts doubles each time; the cause of the last end is given.";
+    EXIT_UNKNOWN = "OPT-2304", "ended without an exit record",
+        "The copy's supervisor was killed, or the host restarted, so how the process ended is not known. It is started again.";
+    STOP_REQUESTED = "OPT-2401", "stopped on request",
+        "Somebody stopped or scaled down the workload.";
+    REPLACED = "OPT-2402", "replaced by another release",
+        "A deployment moved this copy's place to another release.";
+    DEADLINE_PASSED = "OPT-2501", "deployment made no progress in time",
+        "No further copy became ready within the deployment's deadline. The copy named and its last reason say why. An update goes back to the release that ran before; a first deployment leaves its copies for you to look at.";
+    SUPERSEDED = "OPT-2502", "superseded by a newer deployment",
+        "A newer deploy of the same workload took over.";
+    CANCELLED = "OPT-2503", "cancelled", "Somebody stopped or removed the workload while it was being deployed.";
+    INVALID_SPEC = "OPT-1001", "the project file is not valid",
+        "The place and the cause are given. `optimus explain FIELD` documents each field.";
+    NOT_AVAILABLE_YET = "OPT-1002", "not available yet",
+        "The field is understood but this version does not act on it yet, so the deploy is refused rather than doing something else. Remove the field.";
+    BAD_REQUEST = "OPT-1101", "malformed request", "The request could not be read; the detail says where.";
+    UNAUTHENTICATED = "OPT-1102", "not authenticated",
+        "The request carries no valid credential. The CLI reads the token written by `optimus server` or `optimus dev`; see `optimus help credentials`.";
+    FORBIDDEN = "OPT-1103", "not allowed", "The credential does not carry the permission the route needs.";
+    NOT_FOUND = "OPT-1104", "not found", "Nothing of that name is here.";
+    METHOD_NOT_ALLOWED = "OPT-1105", "method not allowed", "The path exists, the method does not; `Allow` lists what does.";
+    UNSUPPORTED_MEDIA = "OPT-1106", "unsupported media type", "Send `Content-Type: application/json`.";
+    TOO_LARGE = "OPT-1107", "request too large", "The body is larger than the limit given.";
+    TIMED_OUT = "OPT-1108", "request timed out", "The request took longer than its limit. Writes may have taken effect: read before you repeat, or repeat with the same Idempotency-Key.";
+    CONFLICT = "OPT-1109", "conflict", "The state changed or does not allow this; the detail says what.";
+    NO_LEADER = "OPT-1110", "no leader", "The control plane has no leader at the moment; try again after the time given.";
+    INTERNAL = "OPT-1111", "internal error", "A fault of ours. The request id finds it in the server's log.";
+    HOST_NOT_ALLOWED = "OPT-1112", "host or origin not allowed", "The Host or Origin header is not one this server answers to. Add it with `--allow-host`.";
+    OVERLOADED = "OPT-1113", "too many requests at once", "The server's queue is full. Try again after the time given.";
+    TOKEN_REFUSED = "OPT-1201", "join token refused", "The token is wrong, expired, used up or revoked. Make a new one with `optimus nodes join-token`.";
+    NODE_REFUSED = "OPT-1202", "node refused",
+        "The node's certificate is not one this cluster accepts: the node was removed, its key is not the one on record, or the certificate belongs to another cluster or role. What runs on the node keeps running. Join it again with a new token from `optimus nodes join-token`.";
+    CERTIFICATE_EXPIRED = "OPT-1203", "certificate expired",
+        "The node's certificate has expired. An agent renews by itself, up to 30 days after expiry, with the key it joined with; check the clocks of both hosts if this lasts. Later, join the node again with a new token.";
+    PROTOCOL_MISMATCH = "OPT-1204", "no common protocol version",
+        "Agent and server speak no common version of the protocol. An agent may be one release behind the servers: upgrade the older side.";
+    UNREACHABLE = "OPT-1301", "server not reachable", "Nothing answered at the address. Is `optimus server` or `optimus dev` running?";
+}
+
+impl Reason {
+    /// The registered code of this reason.
+    pub fn code(&self) -> &'static Code {
+        use Reason::*;
+        match self {
+            NoNodes => &code::NO_NODES,
+            NoNodeFits { .. } => &code::NO_NODE_FITS,
+            WaitingForNode { .. } => &code::WAITING_FOR_NODE,
+            NodeDown { .. } => &code::NODE_DOWN,
+            CommandNotFound { .. } => &code::COMMAND_NOT_FOUND,
+            NotExecutable { .. } => &code::NOT_EXECUTABLE,
+            DirMissing { .. } => &code::DIR_MISSING,
+            UserUnknown { .. } => &code::USER_UNKNOWN,
+            PortTaken { .. } => &code::PORT_TAKEN,
+            LimitNotEnforceable { .. } => &code::LIMIT_NOT_ENFORCEABLE,
+            StartFailed { .. } => &code::START_FAILED,
+            LogDiskFull { .. } => &code::LOG_DISK_FULL,
+            Starting => &code::STARTING,
+            NotReady { .. } => &code::NOT_READY,
+            LivenessFailed { .. } => &code::LIVENESS_FAILED,
+            Exited { .. } => &code::EXITED,
+            OutOfMemory { .. } => &code::OUT_OF_MEMORY,
+            CrashLoop { .. } => &code::CRASH_LOOP,
+            ExitUnknown { .. } => &code::EXIT_UNKNOWN,
+            StopRequested => &code::STOP_REQUESTED,
+            Replaced { .. } => &code::REPLACED,
+            DeadlinePassed { .. } => &code::DEADLINE_PASSED,
+            Superseded { .. } => &code::SUPERSEDED,
+            Cancelled => &code::CANCELLED,
+        }
+    }
+
+    /// The cause at the bottom: what a crash loop or a missed deadline stands on.
+    pub fn root(&self) -> &Reason {
+        match self {
+            Reason::CrashLoop { last, .. } | Reason::DeadlinePassed { last: Some(last), .. } => last.root(),
+            other => other,
+        }
+    }
+
+    /// Whether the state it explains is a wished or passing one, not a fault.
+    pub fn is_calm(&self) -> bool {
+        matches!(
+            self,
+            Reason::Starting
+                | Reason::WaitingForNode { .. }
+                | Reason::StopRequested
+                | Reason::Replaced { .. }
+                | Reason::Superseded { .. }
+                | Reason::Cancelled
+        )
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::NodeDown => write!(f, "node is down"),
+            Refusal::Cordoned => write!(f, "node is cordoned"),
+            Refusal::Cpu { asked, free } => write!(f, "cpu: asks for {asked} cores, {free} free"),
+            Refusal::Memory { asked, free } => write!(f, "memory: asks for {}, {} free", asked.human(), free.human()),
+            Refusal::PortReserved { port } => write!(f, "port {port} is reserved by another copy"),
+            Refusal::NoFreePort => write!(f, "no free port in the node's dynamic range"),
+            Refusal::DriverMissing { driver } => write!(f, "node has no {driver} driver"),
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.code, self.signal) {
+            (Some(code), _) => write!(f, "exited with status {code}")?,
+            (None, Some(signal)) => write!(f, "killed by {}", signal_name(signal))?,
+            (None, None) => write!(f, "ended")?,
+        }
+        write!(f, " after {}", rounded(self.ran_for))
+    }
+}
+
+/// A span fit for reading: whole seconds from ten seconds on.
+fn rounded(span: Span) -> Span {
+    if span.0 >= 10_000 { Span(span.0 / 1000 * 1000) } else { span }
+}
+
+/// `SIGKILL` for 9; the number for those without a common name.
+pub fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        10 => "SIGUSR1",
+        11 => "SIGSEGV",
+        12 => "SIGUSR2",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        other => return format!("signal {other}"),
+    };
+    name.to_owned()
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use Reason::*;
+        match self {
+            NoNodes => write!(f, "no node has joined the cluster"),
+            NoNodeFits { nodes } => {
+                write!(f, "no node can take it")?;
+                for (i, NodeRefusal { node, refusal }) in nodes.iter().enumerate() {
+                    write!(f, "{} {node}: {refusal}", if i == 0 { ":" } else { ";" })?;
+                }
+                Ok(())
+            }
+            WaitingForNode { node } => write!(f, "placed on {node}, which has not reported yet"),
+            NodeDown { node, since } => write!(f, "node {node} has not answered since {since}"),
+            CommandNotFound { command } => write!(f, "command `{command}` not found on the node"),
+            NotExecutable { command } => write!(f, "`{command}` may not be executed by the workload's user"),
+            DirMissing { dir } => write!(f, "directory {dir} is missing on the node or may not be entered"),
+            UserUnknown { user } => write!(f, "user `{user}` does not exist on the node"),
+            PortTaken { port, holder: Some(holder) } => write!(f, "port {port} is taken by {holder}"),
+            PortTaken { port, holder: None } => write!(f, "port {port} is taken by another process"),
+            LimitNotEnforceable { what, why } => write!(f, "cannot enforce {what}: {why}"),
+            StartFailed { step, error } => write!(f, "failed to {step}: {error}"),
+            LogDiskFull { path, dropped_lines } => write!(f, "log disk at {path} is full; {dropped_lines} lines dropped"),
+            Starting => write!(f, "starting"),
+            NotReady { probe, last, listening, port } => {
+                write!(f, "{probe} not passing: {last}")?;
+                match port {
+                    Some(port) if !listening.contains(port) => match listening.as_slice() {
+                        [] => write!(f, "; it listens on no port, PORT is {port}"),
+                        ports => {
+                            let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                            write!(f, "; it listens on {}, PORT is {port}", ports.join(", "))
+                        }
+                    },
+                    _ => Ok(()),
+                }
+            }
+            LivenessFailed { probe, last } => write!(f, "{probe} failed: {last}"),
+            Exited { exit } => write!(f, "{exit}"),
+            OutOfMemory { oom, exit } => write!(
+                f,
+                "out of memory: killed at its limit of {} (peak {}) after {}",
+                oom.limit.human(),
+                oom.peak.human(),
+                rounded(exit.ran_for)
+            ),
+            CrashLoop { restarts, next_start, last } => {
+                write!(f, "crash loop: {restarts} restarts, next start at {next_start}; {last}")
+            }
+            ExitUnknown { what } => write!(f, "ended without an exit record: {what}"),
+            StopRequested => write!(f, "stopped on request"),
+            Replaced { release } => write!(f, "replaced by release {release}"),
+            DeadlinePassed { deadline, copy, last } => {
+                write!(f, "no progress for {deadline}")?;
+                if let Some(copy) = copy {
+                    write!(f, "; {copy}")?;
+                }
+                if let Some(last) = last {
+                    write!(f, ": {last}")?;
+                }
+                Ok(())
+            }
+            Superseded { by } => write!(f, "superseded by release {by}"),
+            Cancelled => write!(f, "cancelled"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_well_formed() {
+        let mut seen = std::collections::BTreeSet::new();
+        for code in CODES {
+            assert!(seen.insert(code.code), "{} is used twice", code.code);
+            assert!(code.code.starts_with("OPT-") && code.code.len() == 8, "{}", code.code);
+            assert!(!code.about.is_empty());
+        }
+    }
+}

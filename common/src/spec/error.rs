@@ -1,0 +1,117 @@
+//! Errors with a place, shown the way a compiler shows them.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::ERRORS_MAX;
+
+/// One thing wrong with a spec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecError {
+    pub message: String,
+    /// What to do, shown beside the caret.
+    pub hint: Option<String>,
+    /// Bytes of the source it is about.
+    pub span: Option<Range<usize>>,
+    /// Keys from the root to the value.
+    pub path: Vec<String>,
+}
+
+impl SpecError {
+    pub fn new(span: Option<Range<usize>>, message: impl Into<String>) -> Self {
+        SpecError { message: message.into(), hint: None, span, path: Vec::new() }
+    }
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+    /// RFC 6901.
+    pub fn pointer(&self) -> String {
+        self.path.iter().map(|key| format!("/{}", key.replace('~', "~0").replace('/', "~1"))).collect()
+    }
+}
+
+/// Everything wrong with a file, in the order of its lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecErrors {
+    pub file: String,
+    source: String,
+    pub errors: Vec<SpecError>,
+}
+
+impl SpecErrors {
+    pub(super) fn new(file: &str, source: &str, mut errors: Vec<SpecError>) -> Self {
+        errors.sort_by_key(|e| e.span.as_ref().map_or(0, |s| s.start));
+        errors.dedup();
+        SpecErrors { file: file.to_owned(), source: source.to_owned(), errors }
+    }
+}
+
+impl std::error::Error for SpecErrors {}
+
+impl fmt::Display for SpecErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, error) in self.errors.iter().take(ERRORS_MAX).enumerate() {
+            if n > 0 {
+                writeln!(f)?;
+            }
+            self.one(f, error)?;
+        }
+        match self.errors.len().saturating_sub(ERRORS_MAX) {
+            0 => Ok(()),
+            more => write!(f, "\nand {more} more"),
+        }
+    }
+}
+
+impl SpecErrors {
+    fn one(&self, f: &mut fmt::Formatter<'_>, error: &SpecError) -> fmt::Result {
+        writeln!(f, "error[OPT-1001]: {}", error.message)?;
+        let hint = error.hint.as_deref().unwrap_or("");
+        let Some(span) = &error.span else {
+            let pointer = error.pointer();
+            if !pointer.is_empty() {
+                writeln!(f, "  at {pointer}")?;
+            }
+            return if hint.is_empty() { Ok(()) } else { writeln!(f, "  {hint}") };
+        };
+        let start = floor(&self.source, span.start);
+        let line_start = self.source[..start].rfind('\n').map_or(0, |at| at + 1);
+        let line_end = self.source[start..].find('\n').map_or(self.source.len(), |at| start + at);
+        let line = self.source[line_start..line_end].trim_end_matches('\r');
+        let number = self.source[..line_start].matches('\n').count() + 1;
+        let before = &self.source[line_start..start];
+        let column = before.chars().count() + 1;
+        let end = floor(&self.source, span.end).clamp(start, line_start + line.len().max(start - line_start));
+        let width = self.source[start..end].chars().count().max(1);
+        let gutter = number.to_string().len();
+        // Tabs and long lines would put the caret in another column than the text.
+        let (shown, pad) = window(line, column, width);
+        writeln!(f, "{:gutter$}--> {}:{number}:{column}", " ", self.file)?;
+        writeln!(f, "{:gutter$} |", " ")?;
+        writeln!(f, "{number} | {shown}")?;
+        let carets = "^".repeat(width.min(LINE_SHOWN));
+        writeln!(f, "{:gutter$} | {}{}{}{hint}", " ", " ".repeat(pad), carets, if hint.is_empty() { "" } else { " " })
+    }
+}
+
+/// Most characters of a source line that are shown.
+const LINE_SHOWN: usize = 100;
+
+/// The part of a line that holds the place, printable, and the column of the place in it (from 0).
+fn window(line: &str, column: usize, width: usize) -> (String, usize) {
+    let clean: Vec<char> = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let at = column - 1;
+    let first = if at + width.min(LINE_SHOWN / 2) > LINE_SHOWN { at.saturating_sub(LINE_SHOWN / 2) } else { 0 };
+    let shown: String = clean.iter().skip(first).take(LINE_SHOWN).collect();
+    (shown.trim_end().to_owned(), at - first)
+}
+
+/// The nearest character boundary at or before `at`.
+fn floor(text: &str, at: usize) -> usize {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}

@@ -1,0 +1,147 @@
+//! Every field of a project file, once: for the reader, `optimus explain FIELD` and the template.
+
+use std::fmt::Write as _;
+
+/// One field. `name` is its path below a workload: `health.interval`.
+#[derive(Debug, Clone, Copy)]
+pub struct Field {
+    pub name: &'static str,
+    /// What may be written.
+    pub takes: &'static str,
+    /// What stands when it is left out.
+    pub default: &'static str,
+    pub example: &'static str,
+    pub about: &'static str,
+    /// False: understood, but `deploy` refuses it as not available yet.
+    pub available: bool,
+}
+
+macro_rules! fields {
+    ($($name:literal, $takes:literal, $default:literal, $example:literal, $available:literal, $about:literal;)+) => {
+        /// In the order a file would have them.
+        pub const FIELDS: &[Field] = &[$(Field { name: $name, takes: $takes, default: $default, example: $example, about: $about, available: $available }),+];
+    };
+}
+
+fields! {
+    "project", "a name", "the directory's name", "project = \"shop\"", true,
+        "The project the workloads belong to. At the top of the file.";
+    "name", "a name", "required in a flat file", "name = \"web\"", true,
+        "The workload's name in a file that holds one. Several workloads are sections instead: [service.NAME], [job.NAME], [daemon.NAME].";
+    "run", "a command line, or a list of strings", "required", "run = \"python3 app.py\"", true,
+        "What to start. A line is split into words and started directly; if it uses shell syntax ($ | ; & < > * ? ` ( ) and so on) it is given to `sh -c` as it is. A list of strings is always started directly. Programs are found through the workload's PATH.";
+    "image", "an image reference", "none: a plain process", "image = \"registry/app:1.2\"", false,
+        "Runs a container of this image instead of a process of the host.";
+    "dir", "a path on the node", "the directory of the file", "dir = \"/srv/web\"", true,
+        "Working directory. A relative path starts at the directory of the file.";
+    "env", "a table of values", "empty", "env = { LOG_LEVEL = \"info\", WORKERS = 4 }", true,
+        "Environment of the process. It starts clean: PATH, HOME, USER, LANG, TMPDIR, then these, then PORT, PORT_<NAME> and OPTIMUS_*.";
+    "user", "a user of the node", "the agent's default for workloads", "user = \"www-data\"", true,
+        "Who the process runs as.";
+    "copies", "0 to 10000", "what the server holds; 1 at first", "copies = 3", true,
+        "How many copies run. Left out, a deploy keeps the number set by `optimus scale`.";
+    "port", "\"auto\" or 1 to 65535", "none", "port = \"auto\"", true,
+        "The port the process listens on. \"auto\" takes a free one of the node; the process finds it in $PORT. A number is fixed, so only one copy fits on a node.";
+    "ports", "a table of ports", "none", "ports = { http = \"auto\", admin = 9000 }", true,
+        "Several ports by name, instead of `port`. The first is $PORT; each is $PORT_<NAME>.";
+    "health", "\"/path\", \"tcp\", \"none\" or a table", "\"tcp\" with a port, else \"none\"", "health = \"/healthz\"", true,
+        "When a copy is ready. A path is asked by HTTP GET and must answer 200 to 399; redirects are not followed. Only ready copies count in a deployment.";
+    "health.http", "a path", "none", "health = { http = \"/healthz\" }", true, "The path to ask by HTTP GET.";
+    "health.tcp", "true", "none", "health = { tcp = true }", true, "Ready when the port accepts a connection.";
+    "health.grpc", "a service name", "none", "health = { grpc = \"\" }", false, "Ready when the gRPC health protocol answers SERVING.";
+    "health.command", "a list of strings", "none", "health = { command = [\"./check\"] }", false, "Ready when the command exits 0 inside the workload.";
+    "health.port", "the name of a port", "the first port", "health = { http = \"/healthz\", port = \"admin\" }", true, "Which port to ask.";
+    "health.interval", "a duration", "2s", "health = { http = \"/\", interval = \"5s\" }", true,
+        "Time between two checks. Until the first success a new copy is asked more often.";
+    "health.timeout", "a duration", "1s", "health = { http = \"/\", timeout = \"3s\" }", true, "Longest time for one answer.";
+    "health.grace", "a duration", "10s", "health = { http = \"/\", grace = \"30s\" }", true, "Failures so soon after the start do not count.";
+    "health.healthy_after", "1 to 100", "1", "health = { http = \"/\", healthy_after = 2 }", true, "Successes in a row that make it good.";
+    "health.unhealthy_after", "1 to 100", "3", "health = { http = \"/\", unhealthy_after = 5 }", true, "Failures in a row that make it bad.";
+    "liveness", "\"/path\", \"tcp\" or a table like `health`", "none", "liveness = \"/livez\"", true,
+        "When a running copy is stuck: it is restarted after `unhealthy_after` failures in a row. Takes the same table as `health`.";
+    "cpu", "cores, 0.01 to 4096", "0.25", "cpu = 0.5", true, "CPU in cores: reserved when placing, and a hard limit while running.";
+    "memory", "a size, or a range of sizes", "\"128M\"", "memory = \"128M..256M\"", true,
+        "Memory: reserved .. limit. Above the limit the kernel kills the process (out of memory). One size is both.";
+    "pids", "1 to 4194304", "512", "pids = 64", true, "Most processes and threads at a time.";
+    "restart", "a table", "see its fields", "restart = { delay = \"1s\", delay_max = \"1m\" }", true,
+        "What happens after an end. A service is always started again: at once the first time, then with a growing pause.";
+    "restart.delay", "a duration", "1s", "restart = { delay = \"500ms\" }", true, "Pause before the second restart in a row; it doubles each time.";
+    "restart.delay_max", "a duration", "1m", "restart = { delay_max = \"5m\" }", true, "Longest pause.";
+    "restart.reset_after", "a duration", "1m", "restart = { reset_after = \"10m\" }", true, "Having run so long, the pauses start afresh.";
+    "stop", "a table", "see its fields", "stop = { signal = \"INT\", grace = \"30s\" }", true, "How a copy is stopped.";
+    "stop.signal", "TERM, INT, QUIT, HUP, USR1 or USR2", "TERM", "stop = { signal = \"QUIT\" }", true, "The signal that asks the process to stop.";
+    "stop.grace", "a duration, at most 1h", "10s", "stop = { grace = \"30s\" }", true, "Time from the signal until everything is killed.";
+    "update", "\"rolling\", \"canary\", \"blue-green\" or a table", "\"rolling\"", "update = { parallel = 2, deadline = \"5m\" }", true,
+        "How a new release takes over. Copies are replaced a few at a time; the new one starts first, unless a fixed port forbids it. Without progress before the deadline the release that ran before comes back.";
+    "update.strategy", "rolling, canary or blue-green", "rolling", "update = { strategy = \"rolling\" }", true,
+        "`canary` and `blue-green` are not available yet.";
+    "update.parallel", "1 to 1000", "1", "update = { parallel = 5 }", true, "How many copies move at a time.";
+    "update.deadline", "a duration", "2m", "update = { deadline = \"10m\" }", true, "Longest time without another copy becoming ready.";
+    "update.min_ready", "a duration", "0s", "update = { min_ready = \"10s\" }", true, "How long a new copy must stay ready before it counts.";
+    "logs", "a table", "see its fields", "logs = { size = \"64M\" }", true, "What is kept of a copy's output on its node.";
+    "logs.size", "a size, at least 64K", "32M", "logs = { size = \"64M\" }", true, "Budget of one copy; the oldest goes first.";
+    "secrets", "a list of names", "none", "secrets = [\"DATABASE_URL\"]", false, "Secrets given to the process as environment variables.";
+    "labels", "a table of text", "empty", "labels = { team = \"shop\" }", true, "Free labels, shown with the workload.";
+    "schedule", "a cron line", "none", "schedule = \"0 3 * * *\"", false, "When a job runs.";
+    "timeout", "a duration", "none", "timeout = \"1h\"", false, "Longest run of a job.";
+    "env.NAME", "a section", "none", "[env.prod]\ncopies = 5", true,
+        "Overlay of an environment: [env.prod] in a flat file, [env.prod.service.web] otherwise. Its fields replace those of the workload; the tables `env` and `labels` are merged.";
+}
+
+/// The names, in order.
+pub fn field_names() -> Vec<&'static str> {
+    FIELDS.iter().map(|f| f.name).collect()
+}
+
+/// The names directly below a prefix (`""`, `"health"`).
+pub(super) fn below(prefix: &str) -> Vec<&'static str> {
+    FIELDS
+        .iter()
+        .filter_map(|f| match prefix {
+            "" => (!f.name.contains('.')).then_some(f.name),
+            prefix => f.name.strip_prefix(prefix)?.strip_prefix('.'),
+        })
+        .collect()
+}
+
+/// The documentation of a field, for people. `liveness.*` is that of `health.*`.
+pub fn explain_field(name: &str) -> Option<String> {
+    let known = name.strip_prefix("liveness.").map_or_else(|| name.to_owned(), |rest| format!("health.{rest}"));
+    let field = FIELDS.iter().find(|f| f.name == known)?;
+    let mut text = format!("{name}: {}\n\n{}\n\ntakes    {}\ndefault  {}\n", field.takes, field.about, field.takes, field.default);
+    if !field.available {
+        text.push_str("\nNot available yet: a deploy with it is refused.\n");
+    }
+    let _ = write!(text, "\nexample\n");
+    for line in field.example.lines() {
+        let _ = writeln!(text, "  {line}");
+    }
+    let more = below(&known);
+    if !more.is_empty() {
+        let _ = writeln!(text, "\nfields   {}", more.iter().map(|m| format!("{name}.{m}")).collect::<Vec<_>>().join(", "));
+    }
+    Some(text)
+}
+
+/// A commented `optimus.toml` to start from. Every field is in it; those not needed at first are comments.
+pub fn template() -> String {
+    let mut text = String::from(
+        "# A project file of Optimus. `optimus explain FIELD` tells more of each field, `optimus validate` checks the file.\n\n\
+         name = \"app\"\nrun = \"python3 app.py\"       # started directly; `sh -c` only if the line uses shell syntax\n\
+         copies = 1\nport = \"auto\"                # a free host port; the process finds it in $PORT\n\
+         health = \"tcp\"               # or a path that must answer 200 to 399: \"/healthz\"\n\
+         cpu = 0.25                   # cores, a hard limit\nmemory = \"128M..256M\"        # reserved .. killed above\n\n# More, each with an example:\n",
+    );
+    for field in
+        FIELDS.iter().filter(|f| !f.name.contains('.') && !["name", "run", "copies", "port", "health", "cpu", "memory"].contains(&f.name))
+    {
+        let note = if field.available { "" } else { " (not available yet)" };
+        let _ = writeln!(text, "#\n# {}{note}\n# {}", first_sentence(field.about), field.example);
+    }
+    text.push_str("\n# Another environment, `optimus deploy --env prod`:\n#\n# [env.prod]\n# copies = 3\n# memory = \"256M..512M\"\n");
+    text
+}
+
+fn first_sentence(text: &str) -> &str {
+    text.find(". ").map_or(text, |at| &text[..=at])
+}

@@ -1,0 +1,9 @@
+//! The replicated state: tables over persistent maps, so a reader's snapshot is one clone.
+
+pub mod apply;
+pub mod command;
+pub mod snapshot;
+pub mod tables;
+
+pub use command::{Applied, Command, DeployItem, DeploymentStep, Placement, Plan, Proposal, Refusal};
+pub use tables::*;

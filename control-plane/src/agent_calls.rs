@@ -1,0 +1,28 @@
+//! Requests to agents, as the API sees them. The gateway, which holds the agents' connections, answers them.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use optimus_common::NodeId;
+use optimus_common::protocol::{LogChunk, LogRequest};
+use tokio::sync::mpsc;
+
+/// Why an agent did not answer a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AgentCallError {
+    #[error("the node is not connected to this server")]
+    NotConnected,
+    #[error("the node did not answer in time")]
+    TimedOut,
+    #[error("the node refused: {0}")]
+    Refused(String),
+}
+
+/// An answer that comes as a bounded stream of log chunks; the channel's end is the answer's end.
+pub type LogAnswer<'a> = Pin<Box<dyn Future<Output = Result<mpsc::Receiver<LogChunk>, AgentCallError>> + Send + 'a>>;
+
+/// Asks agents.
+pub trait AgentCalls: Send + Sync + 'static {
+    /// The output of one allocation, oldest line first. Dropping the receiver ends the request.
+    fn logs(&self, node: NodeId, request: LogRequest) -> LogAnswer<'_>;
+}

@@ -1,0 +1,222 @@
+//! The gateway: where agents connect.
+//!
+//! One QUIC endpoint serves two protocols, told apart by ALPN: agents with a certificate, and joiners with a
+//! token. Before a peer has shown who it is it may hold one of a bounded number of places and nothing else.
+//!
+//! ```text
+//! incoming -> Admission (places in all and per address, Retry when busy) -> handshake
+//!    ALPN join  -> join::serve     token -> AdmitNode -> certificate
+//!    ALPN agent -> session::serve  certificate checked against state -> NodeUp -> Welcome
+//!                     pushes Desired   (woken by desired::Hub)
+//!                     takes Reports    -> reports::Reports -> Command::Report
+//!                     Ping / Pong      -> Heard            -> leases::run -> Command::NodeDown (leader only)
+//! ```
+//! Sessions are held by the leader only; a server that does not lead sends agents on. What an agent
+//! says is believed about the node in its certificate and about nothing else.
+
+mod admission;
+mod calls;
+mod desired;
+mod join;
+mod leases;
+mod reports;
+mod session;
+mod sessions;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN};
+use optimus_common::{NodeId, Span};
+use optimus_host::telemetry::Chain;
+use optimus_host::transport::{self, HANDSHAKE_TIMEOUT, close};
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Connection, Endpoint, Incoming, VarInt};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::identity::{Identity, IdentityError};
+use crate::store::Store;
+use admission::{Admission, Place};
+use sessions::Sessions;
+
+/// How often an agent is asked whether it is there.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A node not heard for so long is down.
+pub const LEASE: Duration = Duration::from_secs(5);
+/// After a server has become leader nodes get this long to come back before silence counts.
+pub const GRACE: Duration = Duration::from_secs(10);
+/// Longest wait at the end for sessions to close.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where the gateway listens and what join tokens say of it.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// UDP.
+    pub listen: SocketAddr,
+    /// `host:port` of this cluster's servers for join tokens, the preferred one first. Empty: the
+    /// address listened on.
+    pub advertise: Vec<String>,
+}
+
+/// Why the gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    #[error("failed to listen on UDP {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("`{0}` is not an address of the form host:port")]
+    Advertise(String),
+}
+
+/// What the parts of the gateway share.
+struct Shared {
+    store: Store,
+    identity: Arc<Identity>,
+    advertise: Vec<String>,
+    admission: Arc<Admission>,
+    sessions: Sessions,
+    reports: reports::Reports,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// The server's side of all agents.
+pub struct Gateway {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    local: SocketAddr,
+}
+
+impl Gateway {
+    /// Takes the UDP port. Nothing is served before [`Gateway::run`].
+    pub fn bind(store: Store, identity: Arc<Identity>, config: GatewayConfig) -> Result<Arc<Self>, GatewayError> {
+        let listen = |source| GatewayError::Listen { address: config.listen, source };
+        let endpoint = Endpoint::server(identity.quic_server()?, config.listen).map_err(listen)?;
+        let local = endpoint.local_addr().map_err(listen)?;
+        let advertise = if config.advertise.is_empty() { vec![local.to_string()] } else { config.advertise };
+        if let Some(bad) = advertise.iter().find(|a| !optimus_common::join_token::is_host_port(a)) {
+            return Err(GatewayError::Advertise(bad.clone()));
+        }
+        let shared = Shared {
+            store,
+            identity,
+            advertise,
+            admission: Admission::new(),
+            sessions: Sessions::default(),
+            reports: reports::Reports::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        };
+        Ok(Arc::new(Gateway { shared: Arc::new(shared), endpoint, local }))
+    }
+
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Nodes with a session here.
+    pub fn connected(&self) -> Vec<NodeId> {
+        self.shared.sessions.connected()
+    }
+
+    /// How long ago this server last heard of a node.
+    pub fn last_heard(&self, node: NodeId) -> Option<Span> {
+        let at = self.shared.sessions.last_heard(node)?;
+        Some(self.shared.store.env.clock.monotonic().saturating_sub(at).into())
+    }
+
+    /// Serves until `shutdown`; then closes all sessions and waits for their tasks.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let shared = &self.shared;
+        shared.tasks.spawn(desired::run(shared.clone()));
+        shared.tasks.spawn(reports::run(shared.clone()));
+        shared.tasks.spawn(leases::run(shared.clone()));
+        tracing::info!(address = %self.local, "waiting for agents");
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                incoming = self.endpoint.accept() => match incoming {
+                    Some(incoming) => self.admit(incoming),
+                    None => break,
+                },
+            }
+        }
+        shared.stop.cancel();
+        self.endpoint.close(VarInt::from_u32(close::GOING_AWAY), b"the server is stopping");
+        shared.tasks.close();
+        if tokio::time::timeout(CLOSE_PATIENCE, shared.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = shared.tasks.len(), "some sessions did not end in time");
+        }
+        // Lets the farewells leave; connections linger for a moment to answer late packets.
+        let _ = tokio::time::timeout(Duration::from_millis(200), self.endpoint.wait_idle()).await;
+    }
+
+    /// Gives an incoming connection a place, a retry or a refusal; never waits.
+    fn admit(&self, incoming: Incoming) {
+        let shared = &self.shared;
+        let address = incoming.remote_address();
+        if shared.admission.busy() && !incoming.remote_address_validated() && incoming.may_retry() {
+            // Whoever does not own the address never sees the answer, and we keep nothing.
+            let _ = incoming.retry(); // `may_retry` was true
+            return;
+        }
+        let Some(place) = shared.admission.enter(address.ip()) else {
+            tracing::debug!(%address, "connection refused: too many handshakes");
+            incoming.refuse();
+            return;
+        };
+        let connecting = match incoming.accept() {
+            Ok(connecting) => connecting,
+            Err(error) => {
+                tracing::debug!(%address, %error, "connection not accepted");
+                return;
+            }
+        };
+        let (shared, stop) = (shared.clone(), shared.stop.clone());
+        self.shared.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = serve(shared, connecting, address, place) => {}
+            }
+        });
+    }
+}
+
+/// One connection from its handshake to its end.
+async fn serve(shared: Arc<Shared>, connecting: quinn::Connecting, address: SocketAddr, place: Place) {
+    let connection: Connection = match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            // Also where certificates of other clusters and long expired ones end up.
+            tracing::warn!(%address, reason = %transport::explain(&error), "connection refused in the handshake");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(%address, "handshake not finished in time");
+            return;
+        }
+    };
+    let alpn = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok()).and_then(|data| data.protocol);
+    match alpn.as_deref() {
+        Some(protocol) if protocol == ALPN_AGENT => session::serve(&shared, connection, place).await,
+        Some(protocol) if protocol == ALPN_JOIN => join::serve(&shared, connection, place).await,
+        // rustls refuses a handshake without a common ALPN; this is for the day that changes.
+        _ => connection.close(VarInt::from_u32(close::PROTOCOL), b"no common protocol"),
+    }
+}
+
+/// Logs an end that is the other side's or the network's doing.
+fn log_end(address: SocketAddr, node: NodeId, error: &transport::FrameError) {
+    match error.connection() {
+        Some(lost) => tracing::info!(%node, %address, reason = %transport::explain(lost), "agent disconnected"),
+        None if error.is_violation() => tracing::warn!(%node, %address, error = %Chain(error), "agent broke the protocol"),
+        None => tracing::info!(%node, %address, error = %Chain(error), "agent disconnected"),
+    }
+}

@@ -1,0 +1,106 @@
+//! Which node is connected, and when each was last heard.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use optimus_common::NodeId;
+use optimus_core::state::State;
+use optimus_host::transport::close;
+use quinn::{Connection, VarInt};
+use tokio::sync::Notify;
+
+/// When a node was last heard, in milliseconds of the monotonic clock.
+#[derive(Debug, Default)]
+pub struct Heard(AtomicU64);
+
+impl Heard {
+    pub fn touch(&self, now: Duration) {
+        self.0.fetch_max(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+    pub fn at(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// One connected node.
+#[derive(Clone)]
+pub struct Session {
+    /// Tells an ended session from the one that took its place.
+    number: u64,
+    pub connection: Connection,
+    /// Wakes the session to look at the desired set.
+    pub wake: Arc<Notify>,
+    pub heard: Arc<Heard>,
+}
+
+#[derive(Default)]
+struct Inner {
+    next: u64,
+    sessions: BTreeMap<NodeId, Session>,
+    /// Outlives sessions; pruned to the nodes of the state.
+    heard: BTreeMap<NodeId, Arc<Heard>>,
+}
+
+#[derive(Default)]
+pub struct Sessions(Mutex<Inner>);
+
+impl Sessions {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Enters a proven session; the newest wins. Two hosts with one identity (a cloned disk) show up
+    /// as sessions that keep replacing each other, so an older one that is still heard is a warning.
+    pub fn enter(&self, node: NodeId, connection: Connection, now: Duration) -> Session {
+        let mut inner = self.inner();
+        inner.next += 1;
+        let heard = inner.heard.entry(node).or_default().clone();
+        let session = Session { number: inner.next, connection, wake: Arc::new(Notify::new()), heard };
+        let older = inner.sessions.insert(node, session.clone());
+        drop(inner);
+        if let Some(older) = older {
+            let silent_for = now.saturating_sub(session.heard.at());
+            let (from, to): (SocketAddr, SocketAddr) = (older.connection.remote_address(), session.connection.remote_address());
+            if silent_for < super::LEASE && older.connection.close_reason().is_none() {
+                tracing::warn!(
+                    %node, older = %from, newer = %to, silent_ms = silent_for.as_millis() as u64,
+                    "second session of a node whose first was alive: the newer one is kept; if this repeats, two hosts use one identity"
+                );
+            }
+            older.connection.close(VarInt::from_u32(close::REPLACED), b"replaced by a newer session of this node");
+        }
+        session.heard.touch(now);
+        session
+    }
+
+    /// Removes an ended session, unless another has taken its place.
+    pub fn leave(&self, node: NodeId, session: &Session) {
+        let mut inner = self.inner();
+        if inner.sessions.get(&node).is_some_and(|s| s.number == session.number) {
+            inner.sessions.remove(&node);
+        }
+    }
+
+    pub fn get(&self, node: NodeId) -> Option<Session> {
+        self.inner().sessions.get(&node).cloned()
+    }
+
+    pub fn connected(&self) -> Vec<NodeId> {
+        self.inner().sessions.keys().copied().collect()
+    }
+
+    pub fn last_heard(&self, node: NodeId) -> Option<Duration> {
+        self.inner().heard.get(&node).map(|h| h.at())
+    }
+
+    /// Forgets when nodes were heard that the state no longer has.
+    pub fn prune(&self, state: &State) {
+        let mut inner = self.inner();
+        if inner.heard.len() > state.nodes.len() {
+            inner.heard.retain(|node, _| state.nodes.contains_key(node));
+        }
+    }
+}

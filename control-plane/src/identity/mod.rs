@@ -1,0 +1,289 @@
+//! Who belongs to the cluster: its certificate authority, this server's own certificate, and the TLS
+//! settings of the server's two listeners.
+//!
+//! The CA is made at the first start. Its private key lives in replicated state sealed with the
+//! [root key](root_key), so that every server can issue. A server's own certificate is made anew at each
+//! start and at half its life; it is nowhere on disk.
+
+pub mod ca;
+pub mod root_key;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use optimus_common::env::Env;
+use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN};
+use optimus_common::{ClusterId, NodeId, Timestamp};
+use optimus_core::state::command::Refusal;
+use optimus_core::state::{Applied, Cluster, Command, State};
+use optimus_host::telemetry::Chain;
+use optimus_host::tls::{self, Key, TlsError};
+use optimus_host::transport::{self, SetupError};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio_util::sync::CancellationToken;
+
+pub use ca::{Ca, CheckedRequest, IssueError, Issued};
+use root_key::{RootKey, RootKeyError};
+
+use crate::store::{ProposeError, Store};
+
+/// Longest wait at start for a leader that can make the cluster.
+const CREATE_PATIENCE: Duration = Duration::from_secs(30);
+const CREATE_RETRY: Duration = Duration::from_millis(100);
+/// How often a server looks whether its certificate is due.
+const RENEWAL_CHECK: Duration = Duration::from_secs(600);
+const CA_KEY: &str = "CA key";
+
+/// Why a server has no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error(transparent)]
+    RootKey(#[from] RootKeyError),
+    #[error("failed to create the cluster")]
+    Propose(#[source] ProposeError),
+    #[error("failed to create the cluster: {0}")]
+    Refused(Refusal),
+    #[error("the cluster was created, but its record did not appear within {} s", CREATE_PATIENCE.as_secs())]
+    NotApplied,
+    #[error("failed to issue a certificate")]
+    Issue(#[from] IssueError),
+    #[error("failed to set up TLS")]
+    Tls(#[from] TlsError),
+    #[error("failed to set up TLS")]
+    Key(#[source] rustls::Error),
+    #[error("failed to set up QUIC")]
+    Quic(#[from] SetupError),
+}
+
+/// What this server is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerNames {
+    /// Its number among the servers.
+    pub server: u64,
+    /// DNS names and IP addresses (without port) people and agents may reach it at, beside `localhost`,
+    /// the loopback addresses and the host's own name, which are always there.
+    pub names: Vec<String>,
+}
+
+/// This server's part in the cluster's identity.
+pub struct Identity {
+    env: Env,
+    cluster: ClusterId,
+    ca: Ca,
+    server: u64,
+    names: Vec<String>,
+    certificate: Arc<OwnCertificate>,
+}
+
+impl Identity {
+    /// Opens the identity of the cluster in `store`; makes cluster, CA and root key at the first start.
+    pub async fn open_or_create(data_dir: &Path, store: &Store, names: &ServerNames) -> Result<Arc<Self>, IdentityError> {
+        let env = store.env.clone();
+        let key = RootKey::open(data_dir)?;
+        let (cluster, key) = match (settled(store).await?.cluster, key) {
+            (Some(cluster), Some(key)) => (cluster, key),
+            // A new key would not open the old CA; making one would only hide that.
+            (Some(_), None) => return Err(RootKeyError::Missing { path: data_dir.join(root_key::FILE) }.into()),
+            (None, key) => {
+                let key = match key {
+                    Some(key) => key, // a first start that was cut short
+                    None => RootKey::create(data_dir, &env)?,
+                };
+                (create(store, &key).await?, key)
+            }
+        };
+        let secret = key.unseal(&cluster.ca_key_sealed, CA_KEY, cluster.id.0.as_bytes())?;
+        let ca = Ca::open(cluster.id, &cluster.ca_certificate, Key::from_pkcs8(&secret)?)?;
+        let mut all = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        all.extend(host_name());
+        all.extend(names.names.iter().cloned());
+        all.sort();
+        all.dedup();
+        let own = certify(&ca, names.server, &all, &env)?;
+        Ok(Arc::new(Identity {
+            env,
+            cluster: cluster.id,
+            ca,
+            server: names.server,
+            names: all,
+            certificate: Arc::new(OwnCertificate(RwLock::new(own))),
+        }))
+    }
+
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// Certificate of the cluster CA, DER.
+    pub fn ca_der(&self) -> &[u8] {
+        self.ca.certificate()
+    }
+
+    /// The same as PEM, for HTTPS clients.
+    pub fn ca_pem(&self) -> String {
+        use base64::Engine as _;
+        let text = base64::engine::general_purpose::STANDARD.encode(self.ca_der());
+        let lines: Vec<&str> = text.as_bytes().chunks(64).map(|l| std::str::from_utf8(l).expect("base64 is ASCII")).collect();
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    }
+
+    /// SHA-256 of the CA certificate: what join tokens pin.
+    pub fn ca_fingerprint(&self) -> [u8; 32] {
+        tls::sha256(self.ca_der())
+    }
+
+    /// Certifies the key of a checked request as the agent of `node`, for [`ca::AGENT_LIFETIME`].
+    pub fn issue_agent(&self, request: &CheckedRequest, node: NodeId) -> Result<Issued, IssueError> {
+        self.ca.issue_agent(request, node, &self.env)
+    }
+
+    /// TLS for the HTTPS API. Follows renewals by itself.
+    pub fn api_tls(&self) -> Result<Arc<rustls::ServerConfig>, IdentityError> {
+        Ok(Arc::new(tls::https_server(self.certificate.clone(), &self.env.clock)?))
+    }
+
+    /// QUIC for agents and for those who join. Follows renewals by itself.
+    pub fn quic_server(&self) -> Result<quinn::ServerConfig, IdentityError> {
+        let config = tls::machine_server(self.ca_der(), self.certificate.clone(), &[ALPN_AGENT, ALPN_JOIN], &self.env.clock)?;
+        Ok(transport::server_config(config)?)
+    }
+
+    /// When the certificate this server shows at the moment expires.
+    pub fn certificate_expires_at(&self) -> Timestamp {
+        self.certificate.current().expires_at
+    }
+
+    /// Replaces this server's certificate if half its life is over; tells whether it was.
+    pub fn renew_if_due(&self) -> Result<bool, IdentityError> {
+        if self.env.clock.now() < self.certificate.current().renew_at {
+            return Ok(false);
+        }
+        let fresh = certify(&self.ca, self.server, &self.names, &self.env)?;
+        tracing::info!(expires_at = %fresh.expires_at, "server certificate renewed");
+        *self.certificate.0.write().unwrap_or_else(|e| e.into_inner()) = fresh;
+        Ok(true)
+    }
+
+    /// Keeps this server's certificate fresh until `shutdown`.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.env.clock.sleep(RENEWAL_CHECK) => {}
+            }
+            if let Err(error) = self.renew_if_due() {
+                tracing::error!(error = %Chain(&error), "failed to renew the server certificate; trying again");
+            }
+        }
+    }
+}
+
+/// The state once it is known to be the newest: a cluster still being replayed from the log must not
+/// be taken for none.
+async fn settled(store: &Store) -> Result<State, IdentityError> {
+    let deadline = store.env.clock.monotonic() + CREATE_PATIENCE;
+    loop {
+        let state = store.state();
+        if state.cluster.is_some() {
+            return Ok(state);
+        }
+        match store.read().await {
+            Ok(state) => return Ok(state),
+            Err(error @ ProposeError::Stopping) => return Err(IdentityError::Propose(error)),
+            Err(error) if store.env.clock.monotonic() >= deadline => return Err(IdentityError::Propose(error)),
+            Err(_) => store.env.clock.sleep(CREATE_RETRY).await,
+        }
+    }
+}
+
+/// Makes the cluster, or finds the one another server made meanwhile.
+async fn create(store: &Store, key: &RootKey) -> Result<Cluster, IdentityError> {
+    let env = &store.env;
+    let id = ClusterId(env.new_id());
+    let (ca, secret) = Ca::create(id, env)?;
+    let ca_key_sealed = key.seal(&secret, CA_KEY, id.0.as_bytes(), env);
+    let command = Command::CreateCluster { id, ca_certificate: ca.certificate().to_vec(), ca_key_sealed };
+    let deadline = env.clock.monotonic() + CREATE_PATIENCE;
+    // The same command each time: whichever try commits, the key is the one we hold.
+    loop {
+        if store.state().cluster.is_some() {
+            break;
+        }
+        match store.propose(command.clone()).await {
+            Ok(Applied::Refused(Refusal::ClusterExists)) => break,
+            Ok(Applied::Refused(other)) => return Err(IdentityError::Refused(other)),
+            Ok(_) => break,
+            Err(error @ ProposeError::Stopping) => return Err(IdentityError::Propose(error)),
+            Err(error) if env.clock.monotonic() >= deadline => return Err(IdentityError::Propose(error)),
+            Err(error) => {
+                tracing::debug!(%error, "cluster not created yet");
+                env.clock.sleep(CREATE_RETRY).await;
+            }
+        }
+    }
+    let mut applied = store.applied();
+    loop {
+        if let Some(cluster) = store.state().cluster {
+            return Ok(cluster);
+        }
+        let left = deadline.saturating_sub(env.clock.monotonic());
+        tokio::select! {
+            changed = applied.changed() => changed.map_err(|_| IdentityError::Propose(ProposeError::Stopping))?,
+            () = env.clock.sleep(left) => return Err(IdentityError::NotApplied),
+        }
+    }
+}
+
+/// The host's name, if it can be in a certificate.
+fn host_name() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
+    let fits = !name.is_empty()
+        && name.len() <= 253
+        && name.split('.').all(|l| {
+            (1..=63).contains(&l.len())
+                && !l.starts_with('-')
+                && !l.ends_with('-')
+                && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        });
+    fits.then_some(name)
+}
+
+fn certify(ca: &Ca, server: u64, names: &[String], env: &Env) -> Result<Own, IdentityError> {
+    let key = Key::generate()?;
+    let issued = ca.issue_server(&key, server, names, env)?;
+    let now = env.clock.now();
+    // The CA goes along, for those who know only its hash.
+    let chain = vec![issued.certificate.into(), ca.certificate().clone()];
+    let certified = CertifiedKey::from_der(chain, key.private_der(), &tls::provider()).map_err(IdentityError::Key)?;
+    let renew_at = Timestamp(now.0 + issued.expires_at.since(now).0 / 2);
+    Ok(Own { certified: Arc::new(certified), expires_at: issued.expires_at, renew_at })
+}
+
+#[derive(Clone)]
+struct Own {
+    certified: Arc<CertifiedKey>,
+    expires_at: Timestamp,
+    renew_at: Timestamp,
+}
+
+/// The certificate new connections are shown.
+struct OwnCertificate(RwLock<Own>);
+
+impl OwnCertificate {
+    fn current(&self) -> Own {
+        self.0.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+}
+impl fmt::Debug for OwnCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OwnCertificate")
+    }
+}
+impl ResolvesServerCert for OwnCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current().certified)
+    }
+}

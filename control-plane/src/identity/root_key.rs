@@ -1,0 +1,155 @@
+//! The root key: seals the CA's private key, which is in replicated state, so that a copied log,
+//! snapshot or backup holds no usable key.
+//!
+//! It is a file beside the data, 0600, never in the log, in snapshots or in exports. That protects
+//! backups and disks of other hosts; it does not protect against whoever is root on a server.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use optimus_common::env::Env;
+use optimus_host::files;
+use zeroize::Zeroizing;
+
+/// Name of the file in the data directory.
+pub const FILE: &str = "root.key";
+
+const HEAD: &str = "optimus-root-key-1:";
+const KEY_BYTES: usize = 32;
+const NONCE_BYTES: usize = 24;
+/// First byte of what [`RootKey::seal`] gives.
+const FORMAT: u8 = 1;
+const FILE_MAX: usize = 256;
+
+/// Why the root key, or what it sealed, cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum RootKeyError {
+    #[error("failed to read or write the root key {}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the root key {} is malformed; restore it from your backup", path.display())]
+    Malformed { path: PathBuf },
+    #[error("the root key {} is missing, but the cluster has data sealed with it; restore it from your backup", path.display())]
+    Missing { path: PathBuf },
+    #[error("the root key does not open the {what}: it is another cluster's key, or the data is damaged")]
+    Wrong { what: &'static str },
+}
+
+/// 32 random bytes.
+pub struct RootKey(Zeroizing<[u8; KEY_BYTES]>);
+
+impl RootKey {
+    /// Reads the key of this data directory; `None` when there is none yet.
+    pub fn open(data_dir: &Path) -> Result<Option<Self>, RootKeyError> {
+        let path = data_dir.join(FILE);
+        let io = |source| RootKeyError::Io { path: path.clone(), source };
+        let text = match files::read_bounded(&path, FILE_MAX) {
+            Ok(bytes) => Zeroizing::new(bytes),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(io(e)),
+        };
+        files::check_private(&path).map_err(io)?;
+        parse(&text).map(Some).ok_or(RootKeyError::Malformed { path })
+    }
+
+    /// Makes the key of this data directory. Durable before it is used.
+    pub fn create(data_dir: &Path, env: &Env) -> Result<Self, RootKeyError> {
+        let path = data_dir.join(FILE);
+        let mut key = Zeroizing::new([0u8; KEY_BYTES]);
+        env.entropy.fill(key.as_mut_slice());
+        let mut text = Zeroizing::new(String::with_capacity(FILE_MAX)); // never grows: no copy is left behind
+        text.push_str(HEAD);
+        for byte in key.iter() {
+            text.push_str(&format!("{byte:02x}"));
+        }
+        text.push('\n');
+        files::write_private(&path, text.as_bytes()).map_err(|source| RootKeyError::Io { path, source })?;
+        Ok(RootKey(key))
+    }
+
+    /// Encrypts `plain`; it opens again only for the same `what` and `context`.
+    pub fn seal(&self, plain: &[u8], what: &'static str, context: &[u8], env: &Env) -> Vec<u8> {
+        let mut nonce = [0u8; NONCE_BYTES];
+        env.entropy.fill(&mut nonce);
+        let aad = aad(what, context);
+        let sealed = self
+            .cipher()
+            .encrypt(&XNonce::from(nonce), Payload { msg: plain, aad: &aad })
+            .expect("a few hundred bytes are below the cipher's limit of 256 GiB");
+        [&[FORMAT], nonce.as_slice(), &sealed].concat()
+    }
+
+    pub fn unseal(&self, sealed: &[u8], what: &'static str, context: &[u8]) -> Result<Zeroizing<Vec<u8>>, RootKeyError> {
+        let wrong = || RootKeyError::Wrong { what };
+        let (&FORMAT, rest) = sealed.split_first().ok_or_else(wrong)? else { return Err(wrong()) };
+        let (nonce, body) = rest.split_first_chunk::<NONCE_BYTES>().ok_or_else(wrong)?;
+        let aad = aad(what, context);
+        self.cipher().decrypt(&XNonce::from(*nonce), Payload { msg: body, aad: &aad }).map(Zeroizing::new).map_err(|_| wrong())
+    }
+
+    fn cipher(&self) -> XChaCha20Poly1305 {
+        XChaCha20Poly1305::new((&*self.0).into())
+    }
+}
+
+fn aad(what: &str, context: &[u8]) -> Vec<u8> {
+    [what.as_bytes(), &[0], context].concat()
+}
+
+fn parse(text: &[u8]) -> Option<RootKey> {
+    let hex = std::str::from_utf8(text).ok()?.trim_end().strip_prefix(HEAD)?;
+    if hex.len() != 2 * KEY_BYTES || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut key = Zeroizing::new([0u8; KEY_BYTES]);
+    for (byte, digits) in key.iter_mut().zip(hex.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    // An all-zero key is a file that was allocated and never written.
+    key.iter().any(|b| *b != 0).then_some(RootKey(key))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use optimus_host::env::HostEnv;
+
+    #[test]
+    fn what_is_sealed_opens_with_the_same_key_for_the_same_use_only() {
+        let (dir, env) = (tempfile::tempdir().unwrap(), HostEnv::new());
+        assert!(RootKey::open(dir.path()).unwrap().is_none());
+        let key = RootKey::create(dir.path(), &env).unwrap();
+        let sealed = key.seal(b"secret", "CA key", b"cluster", &env);
+        let again = RootKey::open(dir.path()).unwrap().unwrap();
+        assert_eq!(*again.unseal(&sealed, "CA key", b"cluster").unwrap(), b"secret");
+        assert!(again.unseal(&sealed, "CA key", b"another").is_err());
+        assert!(again.unseal(&sealed, "other", b"cluster").is_err());
+        for i in 0..sealed.len() {
+            let mut bad = sealed.clone();
+            bad[i] ^= 1;
+            assert!(again.unseal(&bad, "CA key", b"cluster").is_err(), "byte {i}");
+            assert!(again.unseal(&sealed[..i], "CA key", b"cluster").is_err(), "cut at {i}");
+        }
+        let other = RootKey::create(tempfile::tempdir().unwrap().path(), &env).unwrap();
+        assert!(other.unseal(&sealed, "CA key", b"cluster").is_err());
+    }
+
+    #[test]
+    fn a_bad_root_key_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        for bad in [String::new(), HEAD.into(), format!("{HEAD}{}", "0".repeat(64)), format!("{HEAD}{}", "é".repeat(32)), "x".repeat(300)]
+        {
+            files::write_private(&path, bad.as_bytes()).unwrap();
+            assert!(RootKey::open(dir.path()).is_err(), "{bad:?}");
+        }
+        files::write_atomic(&path, format!("{HEAD}{}", "ab".repeat(32)).as_bytes(), 0o644).unwrap();
+        assert!(RootKey::open(dir.path()).is_err(), "readable by others");
+    }
+}

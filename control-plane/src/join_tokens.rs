@@ -1,0 +1,25 @@
+//! Making join tokens, as the API sees it. The identity part, which holds the CA, makes them.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use optimus_common::Span;
+use optimus_common::api::v1::JoinTokenAnswer;
+
+use crate::store::ProposeError;
+
+/// Why a join token was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JoinTokenError {
+    /// The request breaks a rule, or the state refuses it (too many tokens).
+    #[error("{0}")]
+    Refused(String),
+    #[error("failed to store the join token")]
+    Propose(#[from] ProposeError),
+}
+
+/// Makes join tokens.
+pub trait JoinTokens: Send + Sync + 'static {
+    /// Makes a token that `uses` agents may use within `ttl`. Its text is in the answer only.
+    fn create(&self, ttl: Span, uses: u32) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>>;
+}
