@@ -124,7 +124,9 @@ impl State {
             self.next_file = self.next_file.max(file + 1); // also when the change comes from another disk's journal
         }
         match &change {
-            Change::SyncData { file } => self.settle(|c| matches!(c, Change::Write { file: f, .. } | Change::SetLen { file: f, .. } if f == file)),
+            Change::SyncData { file } => {
+                self.settle(|c| matches!(c, Change::Write { file: f, .. } | Change::SetLen { file: f, .. } if f == file))
+            }
             Change::SyncDir => self.settle(|c| matches!(c, Change::Create { .. } | Change::Remove { .. } | Change::Rename { .. })),
             _ => {
                 self.now.apply(&change);
@@ -134,9 +136,9 @@ impl State {
     }
 
     fn settle(&mut self, covered: impl Fn(&Change) -> bool) {
-        let (durable, left) = std::mem::take(&mut self.pending).into_iter().partition(covered);
+        let (durable, left): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending).into_iter().partition(covered);
         self.pending = left;
-        for change in Vec::<Change>::from(durable) {
+        for change in durable {
             self.durable.apply(&change);
         }
     }
@@ -270,10 +272,10 @@ fn scatter(durable: &mut Image, pending: &[Change], seed: u64) {
                 }
                 _ => durable.apply(change),
             },
-            Change::SetLen { .. } if roll % 4 == 0 => {}
+            Change::SetLen { .. } if roll.is_multiple_of(4) => {}
             Change::SetLen { .. } => durable.apply(change),
             _ => {
-                names_kept &= roll % 4 != 0;
+                names_kept &= !roll.is_multiple_of(4);
                 if names_kept {
                     durable.apply(change);
                 }

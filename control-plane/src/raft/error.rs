@@ -102,7 +102,9 @@ pub enum StartError {
     #[error("failed to open the raft store")]
     Store(#[from] StoreError),
     /// The newest snapshot is older than what was purged from the log: the state in between is nowhere.
-    #[error("the log is purged up to {purged}, the newest snapshot reaches {snapshot}: snapshot files are missing; restore them, or replace this server")]
+    #[error(
+        "the log is purged up to {purged}, the newest snapshot reaches {snapshot}: snapshot files are missing; restore them, or replace this server"
+    )]
     SnapshotMissing {
         /// Last purged index.
         purged: u64,

@@ -294,7 +294,9 @@ impl<M: Machine> RaftNode<M> {
 
     async fn change(
         &self,
-        work: impl Future<Output = Result<openraft::raft::ClientWriteResponse<super::types::Types>, RaftError<u64, ClientWriteError<u64, BasicNode>>>> + Send,
+        work: impl Future<
+            Output = Result<openraft::raft::ClientWriteResponse<super::types::Types>, RaftError<u64, ClientWriteError<u64, BasicNode>>>,
+        > + Send,
     ) -> Result<u64, AdminError> {
         let change = async {
             let _one_at_a_time = self.inner.membership.lock().await;

@@ -128,7 +128,10 @@ mod tests {
     #[test]
     fn the_format_is_frozen() {
         let sealed = seal(Kind::Vote, 1, 0, b"abc");
-        assert_eq!(sealed, [b'O', b'P', b'T', b'R', 1, 2, 1, 0, 3, 0, 0, 0, sealed[12], sealed[13], sealed[14], sealed[15], b'a', b'b', b'c']);
+        assert_eq!(
+            sealed,
+            [b'O', b'P', b'T', b'R', 1, 2, 1, 0, 3, 0, 0, 0, sealed[12], sealed[13], sealed[14], sealed[15], b'a', b'b', b'c']
+        );
         assert_eq!(u32::from_le_bytes([sealed[12], sealed[13], sealed[14], sealed[15]]), 1_417_681_758, "computed with zlib");
     }
 }

@@ -64,6 +64,8 @@ impl<M: Machine> StateMachine<M> {
     }
 
     /// Decodes all before applying any: a batch is applied whole or not at all.
+    // The size of the error is openraft's choice; every method of its traits returns it.
+    #[allow(clippy::result_large_err)]
     fn apply_batch(&mut self, id: LogId, batch: &Batch) -> Result<Answers, StorageError> {
         let mut commands = Vec::with_capacity(batch.0.len());
         for (n, bytes) in batch.0.iter().enumerate() {
@@ -127,11 +129,8 @@ impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
         self.built += 1;
         let at = self.last.map_or_else(|| "start".to_owned(), |id| id.to_string());
-        let meta = SnapshotMeta {
-            last_log_id: self.last,
-            last_membership: self.membership.clone(),
-            snapshot_id: format!("{at}-{}", self.built),
-        };
+        let meta =
+            SnapshotMeta { last_log_id: self.last, last_membership: self.membership.clone(), snapshot_id: format!("{at}-{}", self.built) };
         SnapshotBuilder {
             meta,
             capture: Mutex::new(Some(self.machine.snapshot())),

@@ -18,7 +18,10 @@ pub enum IoMode {
 
 impl IoMode {
     /// Runs disk work and waits for it.
-    pub(crate) async fn run<T: Send + 'static>(self, work: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, StoreError> {
+    pub(crate) async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         match self {
             Self::Inline => work(),
             Self::Threads => {

@@ -132,7 +132,7 @@ async fn a_failed_flush_stops_the_store_for_good() {
         a.store.blocking_append([entry(1, 0, 10)]).await.unwrap();
         disk.fail_sync(1);
         assert!(a.store.blocking_append([entry(1, 1, 10)]).await.is_err());
-        assert!(a.fatal.wait().await.contains("simulated sync failure"));
+        assert!(a.fatal.get().unwrap().contains("simulated sync failure"));
         let changes = disk.changes();
         assert!(a.store.blocking_append([entry(1, 1, 10)]).await.is_err(), "never retried");
         assert!(a.store.save_vote(&Vote::new(9, NODE)).await.is_err());
@@ -272,15 +272,30 @@ async fn filled() -> MemDisk {
 
 #[tokio::test]
 async fn each_kind_of_damaged_record_is_refused_by_name() {
-    let records = [(Some(tables::VOTE), 0), (Some(tables::PURGED), 0), (Some(tables::COMMITTED), 0), (Some(tables::OWNER), 0), (None, 5), (None, 12), (None, 19)];
+    let records = [
+        (Some(tables::VOTE), 0),
+        (Some(tables::PURGED), 0),
+        (Some(tables::COMMITTED), 0),
+        (Some(tables::OWNER), 0),
+        (None, 5),
+        (None, 12),
+        (None, 19),
+    ];
     for (meta, index) in records {
-        for how in [|b: &mut Vec<u8>| *b.last_mut().unwrap() ^= 1, |b: &mut Vec<u8>| b.truncate(3), |b: &mut Vec<u8>| b[4] = 9, |b: &mut Vec<u8>| b.clear()] {
+        for how in [
+            |b: &mut Vec<u8>| *b.last_mut().unwrap() ^= 1,
+            |b: &mut Vec<u8>| b.truncate(3),
+            |b: &mut Vec<u8>| b[4] = 9,
+            |b: &mut Vec<u8>| b.clear(),
+        ] {
             let disk = filled().await;
             damage(&disk, meta, index, how);
             let Err(e) = open_with(&disk, IoMode::Inline).await else { panic!("{meta:?} {index} was accepted") };
             let text = e.to_string();
             let key = meta.map_or(index.to_string(), str::to_owned);
-            for part in ["raft.redb", if meta.is_some() { "table meta" } else { "table log" }, &format!("key {key}:"), "replace this server"] {
+            for part in
+                ["raft.redb", if meta.is_some() { "table meta" } else { "table log" }, &format!("key {key}:"), "replace this server"]
+            {
                 assert!(text.contains(part), "{part:?} is not in {text:?}");
             }
         }
@@ -293,7 +308,9 @@ async fn a_stored_commit_mark_the_log_does_not_have_is_forgotten() {
     assert_eq!(open(&disk).await.store.read_committed().await.unwrap(), Some(id(1, 15)));
     for ahead in [id(1, 99), id(2, 15)] {
         let disk = filled().await;
-        damage(&disk, Some(tables::COMMITTED), 0, |b| *b = crate::raft::stored::encode(crate::raft::record::Kind::Committed, 0, &crate::raft::stored::LogIdV1::from(ahead)));
+        damage(&disk, Some(tables::COMMITTED), 0, |b| {
+            *b = crate::raft::stored::encode(crate::raft::record::Kind::Committed, 0, &crate::raft::stored::LogIdV1::from(ahead))
+        });
         assert_eq!(open(&disk).await.store.read_committed().await.unwrap(), None, "{ahead}");
     }
 }
@@ -438,7 +455,12 @@ async fn every_crash_point(seed: u64, steps: usize) -> usize {
         };
         let pending = again.pending();
         let seed = seed ^ (at as u64) << 8;
-        for how in [Crash::LoseAll, Crash::Prefix { keep: pending / 2, tear: true }, Crash::Scattered { seed }, Crash::Scattered { seed: seed + 1 }] {
+        for how in [
+            Crash::LoseAll,
+            Crash::Prefix { keep: pending / 2, tear: true },
+            Crash::Scattered { seed },
+            Crash::Scattered { seed: seed + 1 },
+        ] {
             let crashed = again.fork();
             crashed.crash(how);
             let found = reopened(&crashed);

@@ -94,3 +94,46 @@ impl RaftNetwork<Types> for PeerClient {
         Backoff::new(std::iter::repeat(RETRY))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::BoxFuture;
+    use openraft::{CommittedLeaderId, EntryPayload, LogId};
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Counting(AtomicUsize);
+
+    impl PeerTransport for Counting {
+        fn call(&self, _: Peer, _: PeerRpc, _: bytes::Bytes, _: Duration) -> BoxFuture<'static, Result<bytes::Bytes, PeerError>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async { Ok(Reply::encode_append(&AppendEntriesResponse::Success)) })
+        }
+    }
+
+    /// Guard G3 at the sender: what would tear a hole into the peer's log is never sent.
+    #[tokio::test]
+    async fn g3_an_append_with_a_hole_is_not_sent() {
+        let transport = Arc::new(Counting::default());
+        let mut network = PeerNetwork { transport: transport.clone(), snapshot_ttl: Duration::from_secs(1) };
+        let mut client = network.new_client(2, &BasicNode::default()).await;
+        let request = |term, index| AppendRequest {
+            vote: Vote::new_committed(5, 1),
+            prev_log_id: None,
+            entries: vec![openraft::Entry { log_id: LogId::new(CommittedLeaderId::new(term, 1), index), payload: EntryPayload::Blank }],
+            leader_commit: None,
+        };
+        let option = || RPCOption::new(Duration::from_secs(1));
+        for (term, index) in [(5, 3), (6, 0)] {
+            let refused = client.append_entries(request(term, index), option()).await;
+            assert!(matches!(refused, Err(RPCError::Unreachable(_))), "{refused:?}");
+        }
+        assert_eq!(transport.0.load(Ordering::Relaxed), 0);
+        client.append_entries(request(5, 0), option()).await.unwrap();
+        assert_eq!(transport.0.load(Ordering::Relaxed), 1);
+    }
+}

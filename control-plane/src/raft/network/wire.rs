@@ -181,7 +181,10 @@ mod tests {
         AppendRequest {
             vote: Vote::new_committed(4, 2),
             prev_log_id: Some(id(6)),
-            entries: vec![Entry { log_id: id(7), payload: EntryPayload::Normal(batch) }, Entry { log_id: id(8), payload: EntryPayload::Blank }],
+            entries: vec![
+                Entry { log_id: id(7), payload: EntryPayload::Normal(batch) },
+                Entry { log_id: id(8), payload: EntryPayload::Blank },
+            ],
             leader_commit: Some(id(6)),
         }
     }

@@ -7,6 +7,9 @@ use optimus_common::disk::sim::{Crash, MemDisk};
 use optimus_host::disk::HostDisk;
 use tokio::task::JoinSet;
 
+use super::super::fatal::Fatal;
+use super::super::snapshots::SnapshotStore;
+use super::super::state_machine::StateMachine;
 use super::super::{IoMode, MAX_BATCH_COMMANDS, NoPeers, ProposeError, Role, StartError};
 use super::*;
 
@@ -32,7 +35,12 @@ async fn a_single_server_is_founded_answers_and_leads_at_once_after_a_restart() 
     assert_eq!(node.propose(set("b", 1)).await, Err(ProposeError::Stopped));
 
     // Timers so long that an election timeout cannot be what makes it lead.
-    let slow = Tuning { heartbeat: Duration::from_secs(60), election_min: Duration::from_secs(120), election_max: Duration::from_secs(240), ..Tuning::default() };
+    let slow = Tuning {
+        heartbeat: Duration::from_secs(60),
+        election_min: Duration::from_secs(120),
+        election_max: Duration::from_secs(240),
+        ..Tuning::default()
+    };
     let started = Instant::now();
     let (node, seen) = start(1, HostDisk::open(dir.path()).unwrap(), slow, Arc::new(NoPeers)).await.unwrap();
     let opened = started.elapsed();
@@ -55,9 +63,11 @@ async fn a_server_without_a_cluster_refuses_and_names_no_leader() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_proposers_share_entries_and_each_gets_its_own_answer() {
-    let (node, seen) = alone(MemDisk::new()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (node, seen) = alone(HostDisk::open(dir.path()).unwrap()).await;
     node.initialize_single("here:1").await.unwrap();
     eventually("leads", || *node.is_leader().borrow()).await;
+    let started = Instant::now();
     let mut tasks = JoinSet::new();
     for client in 0..64u64 {
         let node = node.clone();
@@ -72,7 +82,9 @@ async fn many_proposers_share_entries_and_each_gets_its_own_answer() {
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
+    let took = started.elapsed();
     let state = seen.lock().unwrap().1.clone();
+    println!("1280 durable commands of 64 proposers in {took:?}, {} entries", node.status().last_log.unwrap());
     assert_eq!(state.history.len(), 64 * 20);
     assert!((0..64).all(|c| state.values[&format!("c{c}")] == 210));
     let entries = node.status().last_log.unwrap();
@@ -135,7 +147,7 @@ async fn a_failed_flush_ends_the_node_with_its_reason() {
     disk.fail_sync(1);
     let failed = node.propose(set("a", 2)).await;
     assert!(matches!(&failed, Err(ProposeError::Fatal(reason)) if reason.contains("simulated sync failure")), "{failed:?}");
-    assert!(node.fatal().await.contains("simulated sync failure"));
+    assert!(soon(node.fatal()).await.contains("simulated sync failure"));
     assert!(node.status().fatal.is_some());
     eventually("stops leading", || !*node.is_leader().borrow()).await;
     assert!(matches!(node.propose(set("a", 3)).await, Err(ProposeError::Fatal(_))));
@@ -186,7 +198,7 @@ async fn a_committed_command_that_does_not_decode_stops_the_server() {
         Err(StartError::Raft(reason)) => reason,
         Err(other) => panic!("{other}"),
         Ok(node) => {
-            let reason = node.fatal().await;
+            let reason = soon(node.fatal()).await;
             node.shutdown().await;
             reason
         }
@@ -211,6 +223,27 @@ async fn a_log_purged_beyond_its_snapshots_is_refused() {
     }
     let Err(e) = start(1, disk, Tuning::default(), Arc::new(NoPeers)).await else { panic!("it started") };
     assert!(matches!(e, StartError::SnapshotMissing { snapshot: 0, .. }), "{e}");
+}
+
+/// Also with no entry to apply afterwards, which would publish it by the way.
+#[tokio::test]
+async fn a_restored_state_is_shown_to_readers() {
+    let disk = MemDisk::new();
+    let (node, seen) = alone(disk.clone()).await;
+    node.initialize_single("here:1").await.unwrap();
+    eventually("leads", || *node.is_leader().borrow()).await;
+    node.propose(set("a", 1)).await.unwrap();
+    node.trigger_snapshot().await.unwrap();
+    eventually("the snapshot is taken", || node.status().snapshot == node.status().applied).await;
+    node.shutdown().await;
+    let expected = seen.lock().unwrap().clone();
+
+    let (snapshots, newest) = SnapshotStore::open(Arc::new(disk)).unwrap();
+    let (machine, applied) = (Kv::default(), tokio::sync::watch::Sender::new(0));
+    let (seen, index) = (machine.seen.clone(), applied.subscribe());
+    StateMachine::new(machine, newest, Arc::new(snapshots), applied, Fatal::new(), IoMode::Inline).unwrap();
+    assert_eq!(*seen.lock().unwrap(), expected);
+    assert_eq!(*index.borrow(), expected.0);
 }
 
 #[tokio::test]
