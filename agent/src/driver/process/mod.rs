@@ -133,10 +133,12 @@ impl ProcessDriver {
         started
     }
 
-    /// The newest attempt that has something to tell. Blocking.
-    fn look_back(&self, alloc: AllocId) -> Option<(u32, Found)> {
+    /// The newest attempt that has something to tell, and the newest of all. Blocking.
+    fn look_back(&self, alloc: AllocId) -> Option<(u32, u32, Found)> {
         let dir = alloc_dir(&self.config.allocs_dir, alloc);
-        for attempt in segments::attempts(&dir).unwrap_or_default().into_iter().rev() {
+        let attempts = segments::attempts(&dir).unwrap_or_default();
+        let newest = attempts.last().copied()?;
+        for attempt in attempts.into_iter().rev() {
             let found = supervisor::find(&dir.join(attempt.to_string()));
             if !matches!(found, Found::Alive(_)) {
                 // Whatever an ended, lost or interrupted run left.
@@ -145,7 +147,7 @@ impl ProcessDriver {
                 }
             }
             if !matches!(found, Found::Nothing) {
-                return Some((attempt, found));
+                return Some((attempt, newest, found));
             }
         }
         None
@@ -154,7 +156,7 @@ impl ProcessDriver {
     async fn recover_run(self, alloc: AllocId) -> Option<Recovered> {
         let this = self.clone();
         let found = off_thread(move || Ok(this.look_back(alloc))).await;
-        let (attempt, found) = match found {
+        let (attempt, newest, found) = match found {
             Ok(found) => found?,
             Err(error) => {
                 tracing::error!(%alloc, %error, "failed to look for its runs");
@@ -177,7 +179,7 @@ impl ProcessDriver {
             Found::Lost(what) => Reason::ExitUnknown { what },
             Found::Nothing => return None,
         };
-        Some(Recovered::Ended { attempt, ended: Ended { reason } })
+        Some(Recovered::Ended { attempt, newest, ended: Ended { reason } })
     }
 
     async fn reap_run(&self, alloc: AllocId, attempt: u32) {
