@@ -95,7 +95,12 @@ impl ProcessDriver {
     async fn start_run(self, request: StartRequest) -> Result<Arc<dyn Run>, StartError> {
         let (this, alloc, attempt) = (self.clone(), request.alloc.id, request.attempt);
         let started = tokio::task::spawn_blocking(move || this.start_blocking(&request)).await;
-        let (supervised, enforced) = started.unwrap_or_else(|panicked| Err(StartError::step("start the process", panicked)))?;
+        let (supervised, enforced) = match started {
+            Ok(started) => started?,
+            // The runtime ends and with it the agent: that is no failed start, and nobody is there to be told.
+            Err(cut_off) if cut_off.is_cancelled() => std::future::pending().await,
+            Err(panicked) => return Err(StartError::step("start the process", panicked)),
+        };
         let group = enforced.group.clone();
         self.live(alloc, attempt, supervised, enforced).map_err(|error| {
             // Not watched, so not kept.
