@@ -9,9 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use optimus_common::env::{Clock, Entropy, Env, Spawn};
 use optimus_common::ids::{AllocId, Name, WorkloadKey};
 use optimus_common::protocol::{Blob, DesiredAlloc};
-use optimus_common::spec::{
-    Check, Driver, Health, Kind, Logs, Probe, Resources, Restart, Run, Stop, Strategy, Update, WorkloadSpec,
-};
+use optimus_common::spec::{Check, Driver, Health, Kind, Logs, Probe, Resources, Restart, Run, Stop, Strategy, Update, WorkloadSpec};
 use optimus_common::time::{Span, Timestamp};
 use optimus_common::units::{Bytes, Millicores};
 

@@ -56,6 +56,25 @@ fn three_copies_become_ready_and_a_killed_one_is_back_at_once() {
 }
 
 #[test]
+fn a_hundred_copies_start_together_and_stop_together() {
+    let mut node = Node::new();
+    let copies: Vec<_> = (0..100).map(|n| copy(n + 1, &shell("exec sleep 1000"), None)).collect();
+    let begun = Instant::now();
+    node.want(copies.clone());
+    for copy in &copies {
+        node.ready(copy.id);
+    }
+    println!("100 processes run after {:?}", begun.elapsed());
+    let start_file = node.config.data_dir.join("allocs").join(copies[0].id.to_string()).join("1/start");
+    assert!(!start_file.exists(), "the environment does not stay on disk");
+    let begun = Instant::now();
+    assert!(node.stop_all());
+    println!("and are gone after {:?}", begun.elapsed());
+    assert!(copies.iter().all(|c| node.processes(c.id).is_empty()));
+    node.die();
+}
+
+#[test]
 fn the_death_of_the_agent_touches_no_workload_and_loses_no_exit_code() {
     let mut node = Node::new();
     let stays = copy(1, &web(), Some(node.ports.0));
@@ -164,7 +183,9 @@ fn a_port_taken_by_a_stranger_is_named_with_its_holder() {
     let Some(Reason::PortTaken { port, holder: Some(holder) }) = failed.reason else { panic!("{failed:?}") };
     assert_eq!(port, node.ports.0);
     assert!(holder.ends_with(&format!("(pid {})", std::process::id())), "{holder}");
-    node.until(fixed.id, "waiting for its port", |s| s.phase == Phase::Backoff && matches!(s.reason.as_ref().map(Reason::root), Some(Reason::PortTaken { .. })));
+    node.until(fixed.id, "waiting for its port", |s| {
+        s.phase == Phase::Backoff && matches!(s.reason.as_ref().map(Reason::root), Some(Reason::PortTaken { .. }))
+    });
     drop(stranger);
     node.ready(fixed.id);
 }
@@ -233,7 +254,9 @@ fn a_stuck_copy_is_restarted() {
 fn the_environment_is_clean_and_the_tmp_private() {
     let mut node = Node::with(|c| c.workload_user = Some("nobody".into()));
     fs::set_permissions(node.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let mut spec = shell("id -un; pwd; echo $PORT $PORT_HTTP $OPTIMUS_WORKLOAD $OPTIMUS_NODE $MINE; touch $TMPDIR/x && echo tmp; env | grep -c CARGO; sleep 1000");
+    let mut spec = shell(
+        "id -un; pwd; echo $PORT $PORT_HTTP $OPTIMUS_WORKLOAD $OPTIMUS_NODE $MINE; touch $TMPDIR/x && echo tmp; env | grep -c CARGO; sleep 1000",
+    );
     spec.env.insert("MINE".into(), "mine".into());
     spec.dir = Some("/usr".into());
     let port = node.ports.0;
@@ -256,7 +279,10 @@ fn a_lost_supervisor_takes_its_workload_with_it_and_it_is_started_again() {
     let again = node.until(a.id, "running again", |s| s.restarts == 1 && s.phase == Phase::Running);
     assert_ne!(again.pid, before.pid);
     until("only the new one is left", || (node.processes(a.id).len() == 3).then_some(()));
-    assert!(procfs::process::Process::new(before.pid.unwrap() as i32).and_then(|p| p.stat()).is_ok_and(|s| s.state == 'Z') || !std::path::Path::new(&format!("/proc/{}", before.pid.unwrap())).exists());
+    assert!(
+        procfs::process::Process::new(before.pid.unwrap() as i32).and_then(|p| p.stat()).is_ok_and(|s| s.state == 'Z')
+            || !std::path::Path::new(&format!("/proc/{}", before.pid.unwrap())).exists()
+    );
 }
 
 #[test]

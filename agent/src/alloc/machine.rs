@@ -69,30 +69,69 @@ pub enum State {
     /// Taken over, nothing done yet.
     Pending,
     /// The driver prepares and starts `attempt`.
-    Starting { attempt: u32, deadline: Duration, stop: bool },
-    Running { attempt: u32, since: Duration },
+    Starting {
+        attempt: u32,
+        deadline: Duration,
+        stop: bool,
+    },
+    Running {
+        attempt: u32,
+        since: Duration,
+    },
     /// `attempt` was asked to end.
-    Ending { attempt: u32, since: Option<Duration>, deadline: Duration, goal: Goal },
+    Ending {
+        attempt: u32,
+        since: Option<Duration>,
+        deadline: Duration,
+        goal: Goal,
+    },
     /// Ended; `attempt` is started at `until`.
-    Backoff { attempt: u32, until: Duration, reason: Reason },
+    Backoff {
+        attempt: u32,
+        until: Duration,
+        reason: Reason,
+    },
     /// Ended as wished. Final.
-    Stopped { reason: Reason },
+    Stopped {
+        reason: Reason,
+    },
     /// Cannot run here. Final.
-    Failed { reason: Reason },
+    Failed {
+        reason: Reason,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// Nothing of it runs: start it as this attempt.
-    Launch { attempt: u32 },
+    Launch {
+        attempt: u32,
+    },
     /// A run of an earlier agent was found alive; it has been up for `up`.
-    Recovered { attempt: u32, up: Duration },
-    Started { attempt: u32 },
+    Recovered {
+        attempt: u32,
+        up: Duration,
+    },
+    Started {
+        attempt: u32,
+    },
     /// The driver could not start it; nothing is left of the try. `elsewhere`: no use trying again here.
-    StartFailed { attempt: u32, reason: Reason, elsewhere: bool, jitter: f64 },
+    StartFailed {
+        attempt: u32,
+        reason: Reason,
+        elsewhere: bool,
+        jitter: f64,
+    },
     /// The run and all its processes are gone.
-    Ended { attempt: u32, reason: Reason, jitter: f64 },
-    LivenessFailed { attempt: u32, reason: Reason },
+    Ended {
+        attempt: u32,
+        reason: Reason,
+        jitter: f64,
+    },
+    LivenessFailed {
+        attempt: u32,
+        reason: Reason,
+    },
     StopRequested,
     /// The deadline may have passed.
     Tick,
@@ -100,11 +139,17 @@ pub enum Event {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    Start { attempt: u32 },
+    Start {
+        attempt: u32,
+    },
     /// Ask it to end: signal, grace, then kill; the driver reports the end.
-    Stop { attempt: u32 },
+    Stop {
+        attempt: u32,
+    },
     /// Kill every process of the run now.
-    Kill { attempt: u32 },
+    Kill {
+        attempt: u32,
+    },
 }
 
 /// An event that does not fit the state. Nothing has changed.
@@ -165,7 +210,9 @@ impl Machine {
         use State::*;
         let (state, actions) = match (self.state.clone(), event) {
             (Pending, Event::Launch { attempt }) => self.start(attempt, now),
-            (Pending | Backoff { .. }, Event::Recovered { attempt, up }) => (Running { attempt, since: now.mono.saturating_sub(up) }, vec![]),
+            (Pending | Backoff { .. }, Event::Recovered { attempt, up }) => {
+                (Running { attempt, since: now.mono.saturating_sub(up) }, vec![])
+            }
             // What an earlier agent's run came to while nobody watched.
             (Pending, Event::Ended { attempt, reason, jitter }) => self.ended_run(attempt, Duration::ZERO, reason, jitter, now),
             (Pending, Event::StopRequested) => (Stopped { reason: Reason::StopRequested }, vec![]),
@@ -207,7 +254,9 @@ impl Machine {
                 self.back_off(attempt, why, jitter, now)
             }
             // A start that was given up may still answer before it is gone.
-            (state @ Ending { attempt, .. }, Event::Started { attempt: started }) if attempt == started => (state, vec![Action::Kill { attempt }]),
+            (state @ Ending { attempt, .. }, Event::Started { attempt: started }) if attempt == started => {
+                (state, vec![Action::Kill { attempt }])
+            }
             (Ending { attempt, goal, .. }, Event::StartFailed { attempt: failed, jitter, .. }) if attempt == failed => match goal {
                 Goal::Stop => (Stopped { reason: Reason::StopRequested }, vec![]),
                 Goal::Restart(why) => self.back_off(attempt, why, jitter, now),
@@ -224,9 +273,10 @@ impl Machine {
             (Backoff { attempt, until, .. }, Event::Tick) if now.mono >= until => self.start(attempt, now),
 
             // Asking again, and a timer that fired early or late, are harmless.
-            (state @ (Starting { stop: true, .. } | Ending { goal: Goal::Stop, .. } | Stopped { .. } | Failed { .. }), Event::StopRequested) => {
-                (state, vec![])
-            }
+            (
+                state @ (Starting { stop: true, .. } | Ending { goal: Goal::Stop, .. } | Stopped { .. } | Failed { .. }),
+                Event::StopRequested,
+            ) => (state, vec![]),
             (state, Event::Tick) => (state, vec![]),
             (state, event) => return Err(Illegal { state: Box::new(state), event: Box::new(event) }),
         };

@@ -130,8 +130,12 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::Launch { attempt: 1 }),
         (attempt.clone(), 0u64..100).prop_map(|(attempt, up)| Event::Recovered { attempt, up: Duration::from_secs(up) }),
         attempt.clone().prop_map(|attempt| Event::Started { attempt }),
-        (attempt.clone(), reason.clone(), any::<bool>(), 0.0f64..1.0)
-            .prop_map(|(attempt, reason, elsewhere, jitter)| Event::StartFailed { attempt, reason, elsewhere, jitter }),
+        (attempt.clone(), reason.clone(), any::<bool>(), 0.0f64..1.0).prop_map(|(attempt, reason, elsewhere, jitter)| Event::StartFailed {
+            attempt,
+            reason,
+            elsewhere,
+            jitter
+        }),
         (attempt.clone(), reason.clone(), 0.0f64..1.0).prop_map(|(attempt, reason, jitter)| Event::Ended { attempt, reason, jitter }),
         (attempt, reason).prop_map(|(attempt, reason)| Event::LivenessFailed { attempt, reason }),
         Just(Event::StopRequested),

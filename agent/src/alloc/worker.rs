@@ -90,8 +90,9 @@ pub struct Worker {
     probes: Option<Probes>,
     /// Why a running copy is not as wished.
     running_reason: Option<Reason>,
-    /// The last attempt that was started, for the count of restarts.
+    /// The last attempt that was started, and how many of the numbers up to it never ran anything because an agent died.
     attempt: u32,
+    skipped: u32,
     dropped_lines: u64,
     calm_looks: u32,
     cleaning: FuturesUnordered<Boxed<'static, ()>>,
@@ -121,25 +122,40 @@ impl Worker {
         record: Option<AllocRecord>,
     ) -> Self {
         let policy = Policy::of(&spec);
-        let (machine, status, attempt) = match record {
+        let (machine, status, attempt, skipped) = match record {
             // Told as it was; it stays ended.
-            Some(AllocRecord { attempt, row, status }) if status.phase.is_terminal() => {
+            Some(AllocRecord { attempt, row, skipped, status }) if status.phase.is_terminal() => {
                 let reason = status.reason.clone().unwrap_or(Reason::StopRequested);
                 let state = if status.phase == Phase::Failed { State::Failed { reason } } else { State::Stopped { reason } };
-                (Machine::ended(policy, state, row), status, attempt)
+                (Machine::ended(policy, state, row), status, attempt, skipped)
             }
-            Some(AllocRecord { attempt, row, status }) => {
+            Some(AllocRecord { attempt, row, skipped, status }) => {
                 // A restart that was counted and not yet done is counted again when its cause is read again.
                 let row = if status.phase == Phase::Backoff { row.saturating_sub(1) } else { row };
-                (Machine::new(policy, row), status, attempt)
+                (Machine::new(policy, row), status, attempt, skipped)
             }
-            None => (Machine::new(policy, 0), status::empty(alloc.id), 0),
+            None => (Machine::new(policy, 0), status::empty(alloc.id), 0, 0),
         };
         let cleaning = FuturesUnordered::new();
         let (run, starting, probes, running_reason) = (None, None, None, None);
         let (dropped_lines, calm_looks, spec) = (0, 0, Arc::new(spec));
         Worker {
-            ctx, driver, alloc, spec, stop, machine, status, run, starting, probes, running_reason, attempt, dropped_lines, calm_looks, cleaning,
+            ctx,
+            driver,
+            alloc,
+            spec,
+            stop,
+            machine,
+            status,
+            run,
+            starting,
+            probes,
+            running_reason,
+            attempt,
+            skipped,
+            dropped_lines,
+            calm_looks,
+            cleaning,
         }
     }
 
@@ -207,20 +223,27 @@ impl Worker {
                 self.feed(Event::Recovered { attempt, up }).await;
                 self.take_run(run, ready);
             }
-            Some(Recovered::Ended { attempt, ended }) => {
-                self.attempt = attempt;
+            Some(Recovered::Ended { attempt, newest, ended }) => {
+                self.attempt = newest;
+                self.skipped += newest.saturating_sub(attempt);
                 if self.stop.is_cancelled() {
                     self.note_end(attempt, &ended).await;
                     self.clean_up(attempt);
                     self.feed(Event::StopRequested).await;
                 } else {
-                    self.end_of(attempt, ended).await;
+                    self.end_of(attempt, newest, ended).await;
                 }
             }
             None if self.stop.is_cancelled() => self.feed(Event::StopRequested).await,
             None => {
                 let kept = logs::segments::attempts(&self.alloc_dir()).unwrap_or_default();
                 let attempt = kept.last().copied().unwrap_or(0).max(self.attempt) + 1;
+                // Starts that failed are counted; one that was cut off is only done again.
+                let restarts = match self.status.phase {
+                    Phase::Backoff => self.status.restarts + 1,
+                    _ => self.status.restarts,
+                };
+                self.skipped = (attempt - 1).saturating_sub(restarts);
                 self.feed(Event::Launch { attempt }).await;
             }
         }
@@ -319,7 +342,14 @@ impl Worker {
         self.run = Some(run);
     }
 
-    fn probe(&self, probe: &Probe, started: Duration, eager: bool, resumed_good: bool, end: &CancellationToken) -> Option<mpsc::Receiver<Finding>> {
+    fn probe(
+        &self,
+        probe: &Probe,
+        started: Duration,
+        eager: bool,
+        resumed_good: bool,
+        end: &CancellationToken,
+    ) -> Option<mpsc::Receiver<Finding>> {
         let port = match &probe.port {
             Some(name) => self.alloc.ports.iter().find(|(n, _)| n == name.as_str()),
             None => self.alloc.ports.first(),
@@ -387,15 +417,15 @@ impl Worker {
         let attempt = self.attempt;
         self.run = None;
         self.probes = None;
-        self.end_of(attempt, ended).await;
+        self.end_of(attempt, attempt, ended).await;
     }
 
-    /// Notes how a run ended and lets the machine decide what follows.
-    async fn end_of(&mut self, attempt: u32, ended: Ended) {
+    /// Notes how a run ended and lets the machine decide what follows; it goes on after `newest`.
+    async fn end_of(&mut self, attempt: u32, newest: u32, ended: Ended) {
         tracing::info!(alloc = %self.alloc.id, workload = %self.alloc.key, attempt, reason = %ended.reason, "ended");
         self.note_end(attempt, &ended).await;
         let jitter = self.ctx.env.fraction();
-        self.feed(Event::Ended { attempt, reason: ended.reason, jitter }).await;
+        self.feed(Event::Ended { attempt: newest, reason: ended.reason, jitter }).await;
         self.clean_up(attempt);
     }
 
@@ -452,7 +482,7 @@ impl Worker {
         let (phase, reason) = status::describe(self.machine.state(), self.running_reason.clone());
         self.status.phase = phase;
         self.status.reason = reason;
-        self.status.restarts = self.attempt.saturating_sub(1);
+        self.status.restarts = self.attempt.saturating_sub(1 + self.skipped);
         if phase != Phase::Running {
             self.status.ready = false;
             self.status.ready_since = None;
@@ -465,7 +495,7 @@ impl Worker {
             self.status.last_lines = vec![];
         }
         if self.ctx.reports.publish(&mut self.status) {
-            let record = AllocRecord { attempt: self.attempt, row: self.machine.row(), status: self.status.clone() };
+            let record = AllocRecord { attempt: self.attempt, row: self.machine.row(), skipped: self.skipped, status: self.status.clone() };
             self.ctx.ledger.record(self.alloc.id, Some(record));
         }
     }
@@ -501,4 +531,3 @@ fn signal_number(name: &str) -> i32 {
         _ => libc::SIGTERM,
     }
 }
-

@@ -17,7 +17,14 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 ///
 /// The spec may override the base (`PATH`, `HOME`, `LANG`, `TZ`, `TMPDIR`) but not what tells the workload where and
 /// what it is: a `PORT` that is not the reserved one could never become ready.
-pub fn build(alloc: &DesiredAlloc, spec: &WorkloadSpec, user: &User, tmp: &Path, node: &str, host: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+pub fn build(
+    alloc: &DesiredAlloc,
+    spec: &WorkloadSpec,
+    user: &User,
+    tmp: &Path,
+    node: &str,
+    host: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     let mut set = |key: &str, value: String| env.insert(key.to_owned(), value);
     set("PATH", DEFAULT_PATH.to_owned());
@@ -64,9 +71,20 @@ mod tests {
         let host = BTreeMap::from([("TZ".to_owned(), "Europe/Rome".to_owned()), ("SECRET".to_owned(), "agent's".to_owned())]);
         let env = build(&alloc, &spec, &user, Path::new("/run/tmp"), "node-1", &host);
         for (key, value) in [
-            ("PORT", "20001"), ("PORT_HTTP", "20001"), ("PORT_ADMIN_UI", "20002"), ("HOME", "/srv"), ("MINE", "x"), ("USER", "app"),
-            ("TZ", "Europe/Rome"), ("LANG", "C.UTF-8"), ("TMPDIR", "/run/tmp"), ("OPTIMUS_NODE", "node-1"), ("OPTIMUS_WORKLOAD", "web"),
-            ("OPTIMUS_INDEX", "0"), ("OPTIMUS_RELEASE", "1"), ("PATH", DEFAULT_PATH),
+            ("PORT", "20001"),
+            ("PORT_HTTP", "20001"),
+            ("PORT_ADMIN_UI", "20002"),
+            ("HOME", "/srv"),
+            ("MINE", "x"),
+            ("USER", "app"),
+            ("TZ", "Europe/Rome"),
+            ("LANG", "C.UTF-8"),
+            ("TMPDIR", "/run/tmp"),
+            ("OPTIMUS_NODE", "node-1"),
+            ("OPTIMUS_WORKLOAD", "web"),
+            ("OPTIMUS_INDEX", "0"),
+            ("OPTIMUS_RELEASE", "1"),
+            ("PATH", DEFAULT_PATH),
         ] {
             assert_eq!(env.get(key).map(String::as_str), Some(value), "{key}");
         }

@@ -105,7 +105,7 @@ impl Driver for Mock {
     }
     fn recover(&self, alloc: AllocId) -> Boxed<'static, Option<Recovered>> {
         let found = self.lock().runs.get(&alloc).map(|run| match run.ended.borrow().clone() {
-            Some(ended) => Recovered::Ended { attempt: run.attempt, ended },
+            Some(ended) => Recovered::Ended { attempt: run.attempt, newest: run.attempt, ended },
             None => Recovered::Alive(Arc::clone(run) as Arc<dyn Run>),
         });
         Box::pin(async { found })

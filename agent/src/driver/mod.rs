@@ -76,8 +76,9 @@ impl Ended {
 pub enum Recovered {
     /// It is up; nobody noticed the change of agents.
     Alive(Arc<dyn Run>),
-    /// It ended while no agent was there, or its supervisor was lost and what was left has been killed.
-    Ended { attempt: u32, ended: Ended },
+    /// It ended while no agent was there, or its supervisor was lost and what was left has been killed. `newest`: a later
+    /// attempt may have been cut off before anything ran; its number is not used again.
+    Ended { attempt: u32, newest: u32, ended: Ended },
 }
 
 /// What a run uses now.

@@ -18,9 +18,15 @@ pub const QUIET: Duration = Duration::from_secs(1);
 pub enum Finding {
     Good,
     /// The check fails, but not often enough to count.
-    Failing { probe: String, last: String },
+    Failing {
+        probe: String,
+        last: String,
+    },
     /// It failed `unhealthy_after` times in a row.
-    Bad { probe: String, last: String },
+    Bad {
+        probe: String,
+        last: String,
+    },
 }
 
 /// What to ask, and where.

@@ -38,7 +38,7 @@ fn record(n: u128) -> AllocRecord {
         unenforced: vec![],
         last_lines: vec![],
     };
-    AllocRecord { attempt: 3, row: 2, status }
+    AllocRecord { attempt: 3, row: 2, skipped: 0, status }
 }
 
 fn sealer(dir: &Path, env: &Env) -> Sealer {
@@ -69,12 +69,8 @@ async fn a_damaged_ledger_is_moved_aside_and_the_epoch_still_grows() {
     let (dir, env) = (tempfile::tempdir().unwrap(), test_env());
     let sealer = sealer(dir.path(), &env);
     let path = dir.path().join("ledger.redb");
-    let damages: [fn(&mut Vec<u8>); 4] = [
-        |b| b.truncate(100),
-        |b| b.fill(0xA5),
-        |b| b[..4096].fill(0),
-        |b| b.iter_mut().step_by(97).for_each(|x| *x ^= 0x11),
-    ];
+    let damages: [fn(&mut Vec<u8>); 4] =
+        [|b| b.truncate(100), |b| b.fill(0xA5), |b| b[..4096].fill(0), |b| b.iter_mut().step_by(97).for_each(|x| *x ^= 0x11)];
     let mut epoch = 0;
     for (n, damage) in damages.into_iter().enumerate() {
         let (writer, held) = open(dir.path(), &sealer, &env).unwrap();

@@ -47,6 +47,9 @@ pub struct AllocRecord {
     pub attempt: u32,
     /// Restarts in a row.
     pub row: u32,
+    /// Attempts that an agent's death cut off before anything ran: they are no restarts.
+    #[serde(default)]
+    pub skipped: u32,
     pub status: AllocStatus,
 }
 

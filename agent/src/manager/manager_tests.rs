@@ -213,7 +213,8 @@ async fn a_copy_is_ready_when_its_check_passes_and_restarted_when_it_is_stuck() 
     drop(listener);
     let restarted = node.until(a.id, "restarted", |s| s.restarts >= 1).await;
     assert_eq!(restarted.last_exit.unwrap().signal, Some(libc::SIGTERM));
-    let unready = node.until(a.id, "not ready", |s| matches!(s.reason, Some(Reason::NotReady { .. } | Reason::LivenessFailed { .. }))).await;
+    let unready =
+        node.until(a.id, "not ready", |s| matches!(s.reason, Some(Reason::NotReady { .. } | Reason::LivenessFailed { .. }))).await;
     assert!(!unready.ready);
 }
 

@@ -121,9 +121,8 @@ impl Manager {
         }
         let mut inner = self.lock();
         let desired = inner.wanted.allocs.iter().map(|(&id, a)| (id, a.run)).collect();
-        let held = inner.held.iter().map(|(&id, h)| {
-            (id, HeldState { stopping: h.stop.is_cancelled(), ended: h.ended.load(Ordering::Acquire) })
-        });
+        let held =
+            inner.held.iter().map(|(&id, h)| (id, HeldState { stopping: h.stop.is_cancelled(), ended: h.ended.load(Ordering::Acquire) }));
         let held = held.collect();
         let mut forgotten = false;
         for step in reconcile::diff(&desired, &held) {
@@ -184,7 +183,10 @@ impl Manager {
                         ctx.worker_ended.notify_one();
                     });
                 }
-                None => Reason::StartFailed { step: "find a driver".into(), error: format!("this node has no {} driver", driver_name(&spec.driver)) },
+                None => Reason::StartFailed {
+                    step: "find a driver".into(),
+                    error: format!("this node has no {} driver", driver_name(&spec.driver)),
+                },
             },
             Err(error) => Reason::StartFailed { step: "read the spec".into(), error: error.to_string() },
         };

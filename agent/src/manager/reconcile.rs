@@ -16,7 +16,10 @@ pub struct HeldState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Hold it; `run`: start it, else only stop what may still run of it.
-    Take { alloc: AllocId, run: bool },
+    Take {
+        alloc: AllocId,
+        run: bool,
+    },
     Stop(AllocId),
     /// Drop its records and tell the server that it is gone.
     Forget(AllocId),
@@ -55,7 +58,8 @@ mod tests {
             (id(5), HeldState { stopping: false, ended: true }),
         ]);
         let desired = BTreeMap::from([(id(1), true), (id(2), false), (id(5), true), (id(6), true), (id(7), false)]);
-        let want = [Step::Stop(id(2)), Step::Forget(id(4)), Step::Take { alloc: id(6), run: true }, Step::Take { alloc: id(7), run: false }];
+        let want =
+            [Step::Stop(id(2)), Step::Forget(id(4)), Step::Take { alloc: id(6), run: true }, Step::Take { alloc: id(7), run: false }];
         assert_eq!(diff(&desired, &held), want);
     }
 

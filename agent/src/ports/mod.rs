@@ -47,10 +47,8 @@ pub fn is_free(port: u16) -> io::Result<bool> {
 ///
 /// Walks every process of the host; only called after a conflict.
 pub fn holder(port: u16) -> Option<String> {
-    let entries: Vec<TcpNetEntry> = host_sockets()
-        .into_iter()
-        .filter(|e| e.local_address.port() == port && e.state != TcpState::TimeWait && e.inode != 0)
-        .collect();
+    let entries: Vec<TcpNetEntry> =
+        host_sockets().into_iter().filter(|e| e.local_address.port() == port && e.state != TcpState::TimeWait && e.inode != 0).collect();
     // A listener is the holder if there is one.
     let inode = entries.iter().find(|e| e.state == TcpState::Listen).or(entries.first())?.inode;
     let processes = procfs::process::all_processes().ok()?;

@@ -67,7 +67,15 @@ impl Node {
         };
         change(&mut config);
         let mut node = Node {
-            dir, owner, ports, config, runtime: None, agent: None, statuses: BTreeMap::new(), generation: 0, allocs: BTreeMap::new(),
+            dir,
+            owner,
+            ports,
+            config,
+            runtime: None,
+            agent: None,
+            statuses: BTreeMap::new(),
+            generation: 0,
+            allocs: BTreeMap::new(),
         };
         node.start();
         node
@@ -139,9 +147,12 @@ impl Node {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let next = workloads.next_report();
-            report = self.runtime.as_ref().unwrap().block_on(async { tokio::time::timeout(left, next).await }).unwrap_or_else(|_| {
-                panic!("not {what}: {:#?}, after {history:#?}", self.statuses.get(&id))
-            });
+            report = self
+                .runtime
+                .as_ref()
+                .unwrap()
+                .block_on(async { tokio::time::timeout(left, next).await })
+                .unwrap_or_else(|_| panic!("not {what}: {:#?}, after {history:#?}", self.statuses.get(&id)));
         }
     }
     pub fn ready(&mut self, id: AllocId) -> AllocStatus {

@@ -95,7 +95,12 @@ impl ProcessDriver {
     async fn start_run(self, request: StartRequest) -> Result<Arc<dyn Run>, StartError> {
         let (this, alloc, attempt) = (self.clone(), request.alloc.id, request.attempt);
         let started = tokio::task::spawn_blocking(move || this.start_blocking(&request)).await;
-        let (supervised, enforced) = started.unwrap_or_else(|panicked| Err(StartError::step("start the process", panicked)))?;
+        let (supervised, enforced) = match started {
+            Ok(started) => started?,
+            // The runtime ends and with it the agent: that is no failed start, and nobody is there to be told.
+            Err(cut_off) if cut_off.is_cancelled() => std::future::pending().await,
+            Err(panicked) => return Err(StartError::step("start the process", panicked)),
+        };
         let group = enforced.group.clone();
         self.live(alloc, attempt, supervised, enforced).map_err(|error| {
             // Not watched, so not kept.
@@ -133,10 +138,12 @@ impl ProcessDriver {
         started
     }
 
-    /// The newest attempt that has something to tell. Blocking.
-    fn look_back(&self, alloc: AllocId) -> Option<(u32, Found)> {
+    /// The newest attempt that has something to tell, and the newest of all. Blocking.
+    fn look_back(&self, alloc: AllocId) -> Option<(u32, u32, Found)> {
         let dir = alloc_dir(&self.config.allocs_dir, alloc);
-        for attempt in segments::attempts(&dir).unwrap_or_default().into_iter().rev() {
+        let attempts = segments::attempts(&dir).unwrap_or_default();
+        let newest = attempts.last().copied()?;
+        for attempt in attempts.into_iter().rev() {
             let found = supervisor::find(&dir.join(attempt.to_string()));
             if !matches!(found, Found::Alive(_)) {
                 // Whatever an ended, lost or interrupted run left.
@@ -145,7 +152,7 @@ impl ProcessDriver {
                 }
             }
             if !matches!(found, Found::Nothing) {
-                return Some((attempt, found));
+                return Some((attempt, newest, found));
             }
         }
         None
@@ -154,7 +161,7 @@ impl ProcessDriver {
     async fn recover_run(self, alloc: AllocId) -> Option<Recovered> {
         let this = self.clone();
         let found = off_thread(move || Ok(this.look_back(alloc))).await;
-        let (attempt, found) = match found {
+        let (attempt, newest, found) = match found {
             Ok(found) => found?,
             Err(error) => {
                 tracing::error!(%alloc, %error, "failed to look for its runs");
@@ -177,7 +184,7 @@ impl ProcessDriver {
             Found::Lost(what) => Reason::ExitUnknown { what },
             Found::Nothing => return None,
         };
-        Some(Recovered::Ended { attempt, ended: Ended { reason } })
+        Some(Recovered::Ended { attempt, newest, ended: Ended { reason } })
     }
 
     async fn reap_run(&self, alloc: AllocId, attempt: u32) {

@@ -111,11 +111,8 @@ fn execute_bit(meta: &fs::Metadata, user: &User) -> u32 {
 
 /// Looks a command up as `execvp` would, in the workload's own PATH and directory.
 fn find_program(command: &str, dir: &Path, path: &str, user: &User) -> Result<PathBuf, Reason> {
-    let candidates: Vec<PathBuf> = if command.contains('/') {
-        vec![dir.join(command)]
-    } else {
-        path.split(':').map(|part| dir.join(part).join(command)).collect()
-    };
+    let candidates: Vec<PathBuf> =
+        if command.contains('/') { vec![dir.join(command)] } else { path.split(':').map(|part| dir.join(part).join(command)).collect() };
     let mut refused = false;
     if !command.is_empty() {
         for candidate in candidates {

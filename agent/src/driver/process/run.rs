@@ -76,7 +76,12 @@ impl ProcessRun {
 }
 
 pub(super) async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panicked| Err(io::Error::other(panicked)))
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        // The runtime ends and the agent with it: this says nothing of the run, and nobody is there to be told.
+        Err(cut_off) if cut_off.is_cancelled() => std::future::pending().await,
+        Err(panicked) => Err(io::Error::other(panicked)),
+    }
 }
 
 impl Run for ProcessRun {

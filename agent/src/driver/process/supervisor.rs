@@ -62,6 +62,10 @@ pub fn launch(runner: &Path, run_dir: &Path, start: &StartFile) -> Result<Superv
     let word = read_word(&mut child);
     match word.as_deref() {
         Ok("started") => {
+            // It has been read, and holds the workload's environment with what may be secret in it.
+            if let Err(error) = fs::remove_file(run_dir.join(START_FILE)) {
+                tracing::warn!(run_dir = %run_dir.display(), %error, "failed to delete the start file");
+            }
             let failed = |e| StartError::step("find the started process", e);
             let run = RunRecord::read(run_dir).map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
             match supervised(&run) {
@@ -77,7 +81,9 @@ pub fn launch(runner: &Path, run_dir: &Path, start: &StartFile) -> Result<Superv
         Ok("failed") => {
             let _ = child.wait();
             Err(match ExitRecord::read(run_dir) {
-                Ok(Some(ExitRecord { end: End::NotStarted { step, errno, detail }, .. })) => StartError::here(refusal(start, step, errno, detail)),
+                Ok(Some(ExitRecord { end: End::NotStarted { step, errno, detail }, .. })) => {
+                    StartError::here(refusal(start, step, errno, detail))
+                }
                 Ok(_) => StartError::step("start the process", "the runner failed and left no record"),
                 Err(error) => StartError::step("read the runner's record", error),
             })
