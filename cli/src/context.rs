@@ -216,7 +216,9 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), ContextError> {
         file.set_permissions(fs::Permissions::from_mode(0o600))?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&beside, path)
+        fs::rename(&beside, path)?;
+        // The rename itself must survive a power cut.
+        fs::File::open(folder)?.sync_all()
     })();
     written.map_err(|source| {
         // The half-written file is of no use; that it stays is of no harm.

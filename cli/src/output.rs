@@ -13,7 +13,7 @@ use serde::Serialize;
 /// `--color`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum ColorChoice {
-    /// Colour on a terminal, unless `NO_COLOR` is set; `CLICOLOR_FORCE` forces it.
+    // Colour on a terminal, unless `NO_COLOR` is set; `CLICOLOR_FORCE` forces it.
     #[default]
     Auto,
     Always,
