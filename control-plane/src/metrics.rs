@@ -32,7 +32,8 @@ impl Metrics {
             &["method", "route", "status"],
         );
         let latency = HistogramVec::new(
-            HistogramOpts::new("optimus_api_request_seconds", "Time from a request's head to its answer's head.").buckets(LATENCY_BUCKETS.to_vec()),
+            HistogramOpts::new("optimus_api_request_seconds", "Time from a request's head to its answer's head.")
+                .buckets(LATENCY_BUCKETS.to_vec()),
             &["method", "route"],
         );
         let metrics = Metrics {
@@ -45,7 +46,10 @@ impl Metrics {
             deployments_running: register(&registry, IntGauge::new("optimus_deployments_running", "Deployments under way.")),
             process: register(
                 &registry,
-                GaugeVec::new(Opts::new("optimus_process", "The server's process: memory in bytes, CPU in seconds since its start."), &["what"]),
+                GaugeVec::new(
+                    Opts::new("optimus_process", "The server's process: memory in bytes, CPU in seconds since its start."),
+                    &["what"],
+                ),
             ),
             registry: registry.clone(),
         };

@@ -74,10 +74,15 @@ impl Server {
 
         let disk = HostDisk::open(dir.join("raft")).map_err(step("open the log store"))?;
         let (machine, consensus) = RaftConsensus::machine();
-        let raft =
-            RaftNode::start(RaftConfig { node_id: SERVER_ID, disk: Arc::new(disk), machine, tuning: Tuning::default(), network: Arc::new(NoPeers) })
-                .await
-                .map_err(step("start consensus"))?;
+        let raft = RaftNode::start(RaftConfig {
+            node_id: SERVER_ID,
+            disk: Arc::new(disk),
+            machine,
+            tuning: Tuning::default(),
+            network: Arc::new(NoPeers),
+        })
+        .await
+        .map_err(step("start consensus"))?;
         raft.initialize_single(&config.agent_listen.to_string()).await.map_err(step("create the cluster"))?;
         let consensus: RaftConsensus = consensus(raft.clone());
         let store = Store::new(Arc::new(consensus), env.clone());
@@ -88,8 +93,12 @@ impl Server {
         let token = auth::load_or_create(&dir.join("admin.token"), &*env.entropy).map_err(step("open the admin token"))?;
 
         let shutdown = CancellationToken::new();
-        let gateway = Gateway::bind(store.clone(), identity.clone(), GatewayConfig { listen: config.agent_listen, advertise: config.advertise.clone() })
-            .map_err(step("listen for agents"))?;
+        let gateway = Gateway::bind(
+            store.clone(),
+            identity.clone(),
+            GatewayConfig { listen: config.agent_listen, advertise: config.advertise.clone() },
+        )
+        .map_err(step("listen for agents"))?;
         let listener = TcpListener::bind(config.api_listen).await.map_err(step("listen for the API"))?;
         let api_addr = listener.local_addr().map_err(step("listen for the API"))?;
         let api_config = ApiConfig {

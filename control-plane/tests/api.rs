@@ -87,7 +87,18 @@ async fn every_kind_of_error_is_a_problem() {
     wrong_method.problem(405, "OPT-1105");
     assert_eq!(wrong_method.header("allow"), "POST");
 
-    for query in ["page_size=0", "page_size=-1", "page_size=x", "nonsense=1", "project=UPPER", "page_token=zzz", "project=a&project=b", "wait=5s", "consistency=eventual", "index=1&wait=soon"] {
+    for query in [
+        "page_size=0",
+        "page_size=-1",
+        "page_size=x",
+        "nonsense=1",
+        "project=UPPER",
+        "page_token=zzz",
+        "project=a&project=b",
+        "wait=5s",
+        "consistency=eventual",
+        "index=1&wait=soon",
+    ] {
         server.get(&format!("/v1/workloads?{query}")).await.problem(400, "OPT-1101");
     }
 
@@ -112,7 +123,10 @@ async fn every_kind_of_error_is_a_problem() {
     server.post("/v1/projects/shop/envs/prod/workloads/none:scale", &json!({"copies": 1})).await.problem(404, "OPT-1104");
     server.post(&format!("{WEB}:stop"), &json!({"now": true})).await.problem(400, "OPT-1101");
 
-    let long = Answer::of(server.request("POST", "/v1/deploy").header("idempotency-key", "k".repeat(256)).json(&project(&["web"])).send().await.unwrap()).await;
+    let long = Answer::of(
+        server.request("POST", "/v1/deploy").header("idempotency-key", "k".repeat(256)).json(&project(&["web"])).send().await.unwrap(),
+    )
+    .await;
     long.problem(400, "OPT-1101");
     server.stop().await;
 }
@@ -179,7 +193,10 @@ async fn foreign_hosts_and_origins_are_refused() {
     let ask = async |host: &str, origin: &str| {
         let mut stream = server.raw().await;
         let origin = if origin.is_empty() { String::new() } else { format!("origin: {origin}\r\n") };
-        let request = format!("GET /v1/status HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {}\r\n{origin}connection: close\r\n\r\n", server.token.expose());
+        let request = format!(
+            "GET /v1/status HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {}\r\n{origin}connection: close\r\n\r\n",
+            server.token.expose()
+        );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
@@ -188,7 +205,9 @@ async fn foreign_hosts_and_origins_are_refused() {
     let port = server.address.port();
     assert!(ask("optimus.example", "").await.starts_with("HTTP/1.1 200"));
     assert!(ask(&format!("localhost:{port}"), &format!("https://localhost:{port}")).await.starts_with("HTTP/1.1 200"));
-    for (host, origin) in [("evil.example", ""), ("localhost", "https://evil.example"), ("localhost", "null"), ("localhost", "http://localhost")] {
+    for (host, origin) in
+        [("evil.example", ""), ("localhost", "https://evil.example"), ("localhost", "null"), ("localhost", "http://localhost")]
+    {
         let answer = ask(host, origin).await;
         assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("OPT-1112"), "{host} {origin}: {answer}");
     }
@@ -296,7 +315,10 @@ async fn pages_hold_every_workload_once() {
 
     let newest_first = server.get("/v1/deployments?page_size=3").await.json();
     assert_eq!(newest_first["items"][0]["workload"], "a-new-one");
-    let next = server.get(&format!("/v1/deployments?page_size=1000&page_token={}", newest_first["next_page_token"].as_str().unwrap())).await.json();
+    let next = server
+        .get(&format!("/v1/deployments?page_size=1000&page_token={}", newest_first["next_page_token"].as_str().unwrap()))
+        .await
+        .json();
     assert_eq!(next["items"].as_array().unwrap().len(), 118);
     server.stop().await;
 }
@@ -425,7 +447,12 @@ async fn events_come_as_pages_and_as_a_stream() {
     assert_eq!(&seen, events);
 
     let since = server.store.state().index;
-    let mut stream = server.request("GET", &format!("/v1/events?since={since}&follow=true")).header("accept", "application/x-ndjson").send().await.unwrap();
+    let mut stream = server
+        .request("GET", &format!("/v1/events?since={since}&follow=true"))
+        .header("accept", "application/x-ndjson")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(stream.headers()["content-type"], "application/x-ndjson");
     server.deploy(&["cache"]).await;
     let line = next_line(&mut stream, &mut Vec::new()).await;
@@ -476,7 +503,9 @@ async fn logs_of_all_copies_merge_in_time_order() {
         outputs.insert(a, Output::Lines(vec![(1000, "a1"), (3000, "a2")]));
         outputs.insert(b, Output::Lines(vec![(2000, "b1"), (4000, "b2")]));
     }
-    let lines = |answer: &Answer| -> Vec<Value> { String::from_utf8_lossy(&answer.bytes).lines().map(|l| serde_json::from_str(l).unwrap()).collect() };
+    let lines = |answer: &Answer| -> Vec<Value> {
+        String::from_utf8_lossy(&answer.bytes).lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    };
     let answer = server.get(&format!("{WEB}/logs?tail=10&since=1970-01-01T00:00:00Z")).await;
     assert_eq!(answer.header("content-type"), "application/x-ndjson");
     let all = lines(&answer);
@@ -553,14 +582,22 @@ async fn figures_and_the_document_are_served() {
 
 #[tokio::test]
 async fn what_takes_too_long_is_ended() {
-    let limits = Limits { request: Duration::from_millis(300), header: Duration::from_millis(300), handshake: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits {
+        request: Duration::from_millis(300),
+        header: Duration::from_millis(300),
+        handshake: Duration::from_millis(300),
+        ..Limits::default()
+    };
     let server = start_with(limits).await;
     // The store hangs.
     server.memory.hangs.store(true, std::sync::atomic::Ordering::Relaxed);
     server.get("/v1/status").await.problem(504, "OPT-1108");
     // The body never comes.
     let mut slow = server.raw().await;
-    let head = format!("POST /v1/deploy HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: 10\r\nconnection: close\r\n\r\n{{", server.token.expose());
+    let head = format!(
+        "POST /v1/deploy HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: 10\r\nconnection: close\r\n\r\n{{",
+        server.token.expose()
+    );
     slow.write_all(head.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     let _ = tokio::time::timeout(DEADLINE, slow.read_to_end(&mut answer)).await.expect("the server waited for a body");

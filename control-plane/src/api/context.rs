@@ -48,7 +48,13 @@ pub(crate) struct Ctx {
 }
 
 impl Ctx {
-    pub fn new(shared: Arc<Shared>, trace: Arc<Trace>, principal: Principal, params: Vec<(String, String)>, request: Request<Body>) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        trace: Arc<Trace>,
+        principal: Principal,
+        params: Vec<(String, String)>,
+        request: Request<Body>,
+    ) -> Self {
         let (parts, body) = request.into_parts();
         Ctx { shared, trace, principal, params, parts, body: Mutex::new(Some(body)) }
     }

@@ -81,8 +81,7 @@ pub(crate) async fn answer(shared: Arc<Shared>, router: Router, peer: SocketAddr
 }
 
 fn admit(shared: &Shared, trace: &Trace, request: &Request<Body>) -> Result<(), ApiError> {
-    let permit =
-        shared.in_flight.clone().try_acquire_owned().map_err(|_| ApiError::overloaded("the server has its fill of requests"))?;
+    let permit = shared.in_flight.clone().try_acquire_owned().map_err(|_| ApiError::overloaded("the server has its fill of requests"))?;
     *trace.in_flight.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(permit);
     shared.hosts.check(request.uri(), request.headers())
 }

@@ -41,9 +41,7 @@ impl AllowedHosts {
         match (origins.next(), origins.next()) {
             (None, _) => Ok(()),
             (Some(origin), None) if self.is_ours(origin.to_str().unwrap_or_default(), &authority) => Ok(()),
-            (Some(origin), _) => {
-                Err(ApiError::host_not_allowed(format!("the origin {origin:?} is not one this server answers to")))
-            }
+            (Some(origin), _) => Err(ApiError::host_not_allowed(format!("the origin {origin:?} is not one this server answers to"))),
         }
     }
 
@@ -112,10 +110,14 @@ mod tests {
     #[test]
     fn only_our_names_are_answered() {
         let hosts = AllowedHosts::new(&["10.1.2.3:7443".parse().unwrap()], &["Optimus.Example.com".into(), "ui.example:5173".into()]);
-        for good in ["localhost:1", "LOCALHOST", "127.0.0.1:9", "[::1]:9", "10.1.2.3:7443", "optimus.example.com", "optimus.example.com.:443"] {
+        for good in
+            ["localhost:1", "LOCALHOST", "127.0.0.1:9", "[::1]:9", "10.1.2.3:7443", "optimus.example.com", "optimus.example.com.:443"]
+        {
             assert_eq!(ask(&hosts, good, None), 200, "{good}");
         }
-        for bad in ["evil.example", "10.1.2.4", "localhost.evil.example", "xlocalhost", "ui.example", "127.0.0.1.evil.example", "2130706433"] {
+        for bad in
+            ["evil.example", "10.1.2.4", "localhost.evil.example", "xlocalhost", "ui.example", "127.0.0.1.evil.example", "2130706433"]
+        {
             assert_eq!(ask(&hosts, bad, None), 403, "{bad}");
         }
         for malformed in ["", "a b", "user@localhost", "http://localhost"] {
@@ -135,7 +137,9 @@ mod tests {
         let hosts = AllowedHosts::new(&["127.0.0.1:7443".parse().unwrap()], &["ui.example:5173".into()]);
         assert_eq!(ask(&hosts, "localhost:7443", Some("https://localhost:7443")), 200);
         assert_eq!(ask(&hosts, "localhost:7443", Some("https://ui.example:5173")), 200);
-        for bad in ["https://evil.example", "http://localhost:7443", "https://localhost:3000", "null", "https://localhost:7443.evil.example"] {
+        for bad in
+            ["https://evil.example", "http://localhost:7443", "https://localhost:3000", "null", "https://localhost:7443.evil.example"]
+        {
             assert_eq!(ask(&hosts, "localhost:7443", Some(bad)), 403, "{bad}");
         }
     }

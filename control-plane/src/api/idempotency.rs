@@ -77,7 +77,8 @@ fn checked(key: &HeaderValue) -> Result<&str, ApiError> {
 
 /// The same principal and key give the same id on every server: a UUID of version 8.
 fn derive(principal: &str, key: &str) -> RequestId {
-    let digest = Sha256::new().chain_update(b"optimus idempotency key\0").chain_update(principal).chain_update([0]).chain_update(key).finalize();
+    let digest =
+        Sha256::new().chain_update(b"optimus idempotency key\0").chain_update(principal).chain_update([0]).chain_update(key).finalize();
     let mut bytes = [0u8; 16];
     bytes.copy_from_slice(&digest[..16]);
     RequestId(uuid::Builder::from_custom_bytes(bytes).into_uuid())

@@ -117,9 +117,9 @@ fn parse_since(text: &str, now: Timestamp) -> Result<Timestamp, ApiError> {
     // A plus in a query means a space; nobody writes a space into a time zone.
     let at: Result<jiff::Timestamp, _> = text.replace(' ', "+").parse();
     let millis = at.ok().map(|at| at.as_millisecond().max(0) as u64);
-    millis.map(Timestamp).ok_or_else(|| {
-        ApiError::bad_request("query: since is neither a time (`2026-01-02T03:04:05Z`) nor a duration (`10m`)")
-    })
+    millis
+        .map(Timestamp)
+        .ok_or_else(|| ApiError::bad_request("query: since is neither a time (`2026-01-02T03:04:05Z`) nor a duration (`10m`)"))
 }
 
 fn copy_name(alloc: &Alloc) -> String {
@@ -282,12 +282,7 @@ fn record(names: &BTreeMap<AllocId, String>, id: AllocId, line: LogLine) -> LogR
 }
 
 fn remark(store: &Store, alloc: &Alloc, error: &AgentCallError) -> LogRecord {
-    LogRecord {
-        at: store.env.clock.now(),
-        copy: copy_name(alloc),
-        stream: REMARK.into(),
-        text: format!("output not available: {error}"),
-    }
+    LogRecord { at: store.env.clock.now(), copy: copy_name(alloc), stream: REMARK.into(), text: format!("output not available: {error}") }
 }
 
 #[cfg(test)]

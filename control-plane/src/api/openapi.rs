@@ -100,7 +100,9 @@ fn describe(route: &Route) -> Operation {
     }
     for response in operation.responses.responses.values_mut() {
         if let RefOr::T(response) = response {
-            let id = HeaderBuilder::new().schema(Some(ObjectBuilder::new().schema_type(Type::String))).description(Some("Found in the server's log."));
+            let id = HeaderBuilder::new()
+                .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+                .description(Some("Found in the server's log."));
             response.headers.insert("X-Request-Id".into(), RefOr::T(id.build()));
         }
     }

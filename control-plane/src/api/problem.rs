@@ -49,11 +49,8 @@ impl ApiError {
         ApiError::new(StatusCode::NOT_FOUND, code::NOT_FOUND, detail)
     }
     pub fn method_not_allowed(method: &http::Method, allow: String) -> Self {
-        let mut error = ApiError::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            code::METHOD_NOT_ALLOWED,
-            format!("{method} is not possible here; {allow} is"),
-        );
+        let mut error =
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, code::METHOD_NOT_ALLOWED, format!("{method} is not possible here; {allow} is"));
         error.allow = Some(allow);
         error
     }
@@ -173,9 +170,7 @@ impl From<AgentCallError> for ApiError {
     fn from(error: AgentCallError) -> Self {
         let detail = error.to_string();
         match error {
-            AgentCallError::NotConnected => {
-                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::NODE_DOWN, detail).retry(RETRY_DEFAULT)
-            }
+            AgentCallError::NotConnected => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::NODE_DOWN, detail).retry(RETRY_DEFAULT),
             AgentCallError::TimedOut => ApiError::new(StatusCode::GATEWAY_TIMEOUT, code::TIMED_OUT, detail),
             AgentCallError::Refused(_) => ApiError::conflict(detail),
         }

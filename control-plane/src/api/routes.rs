@@ -15,9 +15,9 @@ use axum::extract::RawPathParams;
 use axum::response::Response;
 use axum::{RequestExt, Router};
 use http::{Method, Request};
+use utoipa::openapi::RefOr;
 use utoipa::openapi::path::{HttpMethod, Operation};
 use utoipa::openapi::schema::Schema;
-use utoipa::openapi::RefOr;
 
 use super::Shared;
 use super::context::Ctx;

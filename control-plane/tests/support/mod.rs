@@ -62,7 +62,11 @@ impl Spawn for TokioSpawn {
 }
 
 fn env() -> Env {
-    Env { clock: Arc::new(RealClock(std::time::Instant::now())), entropy: Arc::new(Counting(AtomicU64::new(1))), spawn: Arc::new(TokioSpawn) }
+    Env {
+        clock: Arc::new(RealClock(std::time::Instant::now())),
+        entropy: Arc::new(Counting(AtomicU64::new(1))),
+        spawn: Arc::new(TokioSpawn),
+    }
 }
 
 /// A state machine without Raft, and with faults on request.
@@ -123,7 +127,15 @@ impl Consensus for Memory {
     fn status(&self) -> ConsensusStatus {
         let has_leader = !matches!(*self.fault.lock().unwrap(), Some(ProposeError::NoLeader { .. }));
         let index = self.state.lock().unwrap().index;
-        ConsensusStatus { server: 1, leader: has_leader.then_some(1), term: 1, last_log: index, applied: index, voters: 1, is_leader: has_leader }
+        ConsensusStatus {
+            server: 1,
+            leader: has_leader.then_some(1),
+            term: 1,
+            last_log: index,
+            applied: index,
+            voters: 1,
+            is_leader: has_leader,
+        }
     }
 }
 
@@ -215,7 +227,12 @@ pub async fn start_with(limits: Limits) -> Server {
     let (server_tls, client_tls) = tls();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let memory = Arc::new(Memory { state: Mutex::default(), applied: watch::Sender::new(0), fault: Mutex::default(), hangs: AtomicBool::new(false) });
+    let memory = Arc::new(Memory {
+        state: Mutex::default(),
+        applied: watch::Sender::new(0),
+        fault: Mutex::default(),
+        hangs: AtomicBool::new(false),
+    });
     let env = env();
     let token = AdminToken::generate(&*env.entropy);
     let store = Store::new(memory.clone(), env.clone());

@@ -121,11 +121,13 @@ fn find(state: &State, key: &WorkloadKey, wanted: &str) -> Result<Arc<Alloc>, Ap
     {
         return Ok(alloc.clone());
     }
-    let index: Option<u32> = wanted.strip_prefix(key.workload.as_str()).and_then(|rest| rest.strip_prefix('-')).and_then(|n| n.parse().ok());
+    let index: Option<u32> =
+        wanted.strip_prefix(key.workload.as_str()).and_then(|rest| rest.strip_prefix('-')).and_then(|n| n.parse().ok());
     let in_slot = state.allocs.values().filter(|alloc| Some(alloc.index) == index && alloc.key == *key);
     let best = in_slot.max_by_key(|alloc| (alloc.run, !has_ended(alloc), alloc.release, alloc.id));
     best.cloned().ok_or_else(|| {
-        ApiError::not_found(format!("workload {key} has no copy `{wanted}`")).hint(format!("its copies are named {}-0, {0}-1, ...", key.workload))
+        ApiError::not_found(format!("workload {key} has no copy `{wanted}`"))
+            .hint(format!("its copies are named {}-0, {0}-1, ...", key.workload))
     })
 }
 

@@ -101,7 +101,8 @@ fn parse_key(text: &str) -> Result<WorkloadKey, ApiError> {
 /// The row of a workload, or 404.
 pub(crate) fn row<'a>(state: &'a State, key: &WorkloadKey) -> Result<&'a Arc<state::Workload>, ApiError> {
     state.workloads.get(key).ok_or_else(|| {
-        ApiError::not_found(format!("there is no workload {key}")).hint("`optimus ps` lists the workloads; names are project/environment/workload")
+        ApiError::not_found(format!("there is no workload {key}"))
+            .hint("`optimus ps` lists the workloads; names are project/environment/workload")
     })
 }
 
