@@ -19,6 +19,8 @@ const KINDS: [(&str, Kind); 3] = [("service", Kind::Service), ("job", Kind::Job)
 const WORKLOADS_MAX: usize = 200;
 /// Probes ask a new copy more often than this; see the agent.
 const INTERVAL: Span = Span::secs(2);
+/// How long a copy without a readiness check must stay up before it counts.
+const MIN_READY_UNCHECKED: Span = Span::secs(1);
 /// Characters that mean something to a shell and nothing to us.
 const SHELL_SYNTAX: &[char] = &['$', '|', ';', '&', '<', '>', '*', '?', '`', '(', ')', '{', '}', '[', ']', '~', '#', '!', '\n'];
 
@@ -249,6 +251,9 @@ impl Reader<'_> {
         };
         let liveness = f.get("liveness").and_then(|node| self.probe("liveness", node));
         let (memory_request, memory_limit) = f.get("memory").and_then(|n| self.memory(n)).unwrap_or((Bytes::mib(128), Bytes::mib(128)));
+        // With nothing that says it is ready, a copy proves itself by staying up.
+        let min_ready = if readiness.is_some() { Span(0) } else { MIN_READY_UNCHECKED };
+        let update = self.update(f.get("update"), min_ready);
         let spec = WorkloadSpec {
             kind,
             driver: driver.unwrap_or(Driver::Process),
@@ -267,7 +272,7 @@ impl Reader<'_> {
             health: Health { readiness, liveness },
             restart: self.restart(f.get("restart")),
             stop: self.stop(f.get("stop")),
-            update: self.update(f.get("update")),
+            update,
             logs: self.logs(f.get("logs")),
             secrets: f.get("secrets").map(|n| self.list("secrets", n)).unwrap_or_default(),
             labels: f.get("labels").map(|n| self.texts("labels", n)).unwrap_or_default(),
@@ -618,8 +623,8 @@ impl Reader<'_> {
         })
     }
 
-    fn update(&mut self, node: Option<&Node>) -> Update {
-        let mut update = Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(120), min_ready: Span(0) };
+    fn update(&mut self, node: Option<&Node>, min_ready: Span) -> Update {
+        let mut update = Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(120), min_ready };
         match node {
             Some(node) if matches!(node.value, Value::Text(_)) => {
                 if let Some(strategy) = self.strategy("update", node) {
