@@ -133,10 +133,10 @@ fn a_failed_first_deployment_is_told_in_full() {
     let ran = world(&fake).run(&["deploy"]).expect(6);
     assert!(ran.out.is_empty(), "{}", ran.out);
     let error = &ran.err[ran.err.find("error[").unwrap()..];
-    assert!(error.starts_with("error[OPT-2501]: deployment of shop/dev/web release 2 failed\n  why: no progress for 30s; web-0: GET /healthz not passing: status 500; it listens on 8000, PORT is 20000\n"), "{error}");
+    assert!(error.starts_with("error[OPT-2201]: deployment of shop/dev/web release 2 failed\n  why: no progress for 30s; web-0: GET /healthz not passing: status 500; it listens on 8000, PORT is 20000\n"), "{error}");
     assert!(error.contains("last lines of web-0:\n    web-0 | reading the settings\n    web-0 | fatal: no database\n"), "{error}");
     assert!(error.contains("hint: The process runs but its readiness check does not pass"), "{error}");
-    assert!(error.contains("optimus explain OPT-2501  (request req-42)"), "{error}");
+    assert!(error.contains("optimus explain OPT-2201  (request req-42)"), "{error}");
     assert!(
         fake.seen()
             .iter()
