@@ -298,6 +298,7 @@ fn a_dry_run_names_the_differences_and_deploys_nothing() {
         }),
         ("GET", path) if path.ends_with("/workloads/web") => {
             let mut held = serde_json::to_value(workload("shop/dev/web")).unwrap();
+            held["copies_wanted"] = json!(5); // scaled since
             held["spec"]["run"] = json!({"argv": ["python3", "old.py"]});
             Reply::json(held)
         }
@@ -310,6 +311,7 @@ fn a_dry_run_names_the_differences_and_deploys_nothing() {
         "{}",
         ran.out
     );
+    assert!(ran.out.contains("copies: 5 -> 2"), "{}", ran.out);
     assert!(ran.err.contains("nothing was deployed"), "{}", ran.err);
     let json = world.run(&["deploy", "--dry-run", "--json"]).expect(0).json();
     assert_eq!(json["items"][0]["verdict"], "changed");
