@@ -72,7 +72,7 @@ pub fn painted_stage(copy: &Allocation, paint: Paint, width: usize) -> String {
 /// Why a copy is not ready, if there is more to say than its stage.
 fn trouble(copy: &Allocation) -> Option<String> {
     let reason = copy.reason.as_ref().filter(|_| !copy.ready)?;
-    (!matches!(reason.detail, optimus_common::Reason::Starting)).then(|| printable(&reason.message))
+    (!reason.detail.is_calm()).then(|| printable(&reason.message))
 }
 
 /// Line of one deployment.
