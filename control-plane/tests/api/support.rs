@@ -1,7 +1,5 @@
 //! A server over real TLS on a fresh loopback port, on a store without Raft.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -12,8 +10,8 @@ use std::time::Duration;
 
 use optimus_common::api::v1::JoinTokenAnswer;
 use optimus_common::env::{Clock, Entropy, Env, Spawn};
-use optimus_common::protocol::{LogChunk, LogLine, LogRequest};
-use optimus_common::{AllocId, ClusterId, Name, NodeId, Span, Timestamp, WorkloadKey};
+use optimus_common::protocol::{LogChunk, LogLine, LogRequest, NodeFacts};
+use optimus_common::{AllocId, Bytes, ClusterId, Millicores, Name, NodeId, Span, Timestamp, TokenId, WorkloadKey};
 use optimus_control_plane::agent_calls::{AgentCallError, AgentCalls, LogAnswer};
 use optimus_control_plane::api::{ApiConfig, ApiDeps, Limits, serve};
 use optimus_control_plane::auth::{AdminToken, Auth};
@@ -27,6 +25,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+/// A workload that many tests deploy.
+pub const WEB: &str = "/v1/projects/shop/envs/prod/workloads/web";
 /// How long a test waits for anything before it fails.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -238,18 +238,14 @@ pub async fn start_with(limits: Limits) -> Server {
     let store = Store::new(memory.clone(), env.clone());
     let id = ClusterId(env.new_id());
     store.propose(Command::CreateCluster { id, ca_certificate: vec![], ca_key_sealed: vec![] }).await.unwrap();
+    join_node(&store).await;
     let agents = Arc::new(FakeAgents::default());
-    let deps = ApiDeps {
-        store: store.clone(),
-        agents: agents.clone(),
-        auth: Arc::new(Auth::new(&token)),
-        joins: Arc::new(FakeJoins),
-        metrics: Arc::new(Metrics::new()),
-    };
+    let deps = ApiDeps { store: store.clone(), agents: agents.clone(), auth: Arc::new(Auth::new(&token)), joins: Arc::new(FakeJoins), metrics: Arc::new(Metrics::new()) };
     let shutdown = CancellationToken::new();
-    let config = ApiConfig { listeners: vec![listener], tls: Arc::new(server_tls), allowed_hosts: vec!["optimus.example".into()], limits };
+    let allowed_hosts = vec!["optimus.example".into()];
+    let config = ApiConfig { listeners: vec![listener], tls: Arc::new(server_tls), allowed_hosts, limits };
     let task = tokio::spawn(serve(config, deps, shutdown.clone()));
-    let client = reqwest::Client::builder().tls_backend_preconfigured(client_tls.clone()).timeout(DEADLINE).build().unwrap();
+    let client = reqwest::Client::builder().tls_backend_preconfigured(client_tls.clone()).read_timeout(DEADLINE).build().unwrap();
     Server { address, memory, agents, store, token, client, tls: Arc::new(client_tls), shutdown, task }
 }
 
@@ -311,8 +307,8 @@ impl Server {
     /// Places a copy, as the reconciler would.
     pub async fn place(&self, workload: &str, index: u32) -> AllocId {
         let alloc = AllocId(self.store.env.new_id());
-        let node = NodeId(uuid::Uuid::from_u128(1));
-        let placement = Placement { alloc, key: key(workload), index, release: 1, node, ports: vec![] };
+        let port = 20_000 + self.store.state().allocs.len() as u16;
+        let placement = Placement { alloc, key: key(workload), index, release: 1, node: NODE, ports: vec![("http".into(), port)] };
         let place = vec![placement];
         self.store.propose(Command::Plan(Plan { place, ..Plan::default() })).await.unwrap();
         assert!(self.store.state().allocs.contains_key(&alloc), "the plan was not taken");
@@ -331,6 +327,31 @@ impl Server {
     }
 }
 
+const NODE: NodeId = NodeId(uuid::Uuid::from_u128(1));
+
+/// One node, large enough for every test, joined and up.
+async fn join_node(store: &Store) {
+    let token = TokenId(store.env.new_id());
+    let expires_at = store.env.clock.now() + Span::secs(60);
+    let facts = NodeFacts {
+        name: "host-1".into(),
+        cpu: Millicores(64_000),
+        memory: Bytes::mib(64 << 10),
+        drivers: vec!["process".into()],
+        ports: (20_000, 29_999),
+        address: "192.0.2.1".into(),
+        ..NodeFacts::default()
+    };
+    for command in [
+        Command::CreateToken { id: token, secret_hash: vec![1], expires_at, uses: 1 },
+        Command::AdmitNode { token, node: NODE, name: "host-1".into(), key_fingerprint: vec![2], certificate_expires_at: expires_at },
+        Command::NodeUp { node: NODE, facts },
+    ] {
+        let applied = store.propose(command).await.unwrap();
+        assert!(!matches!(applied, Applied::Refused(_)), "{applied:?}");
+    }
+}
+
 pub fn key(workload: &str) -> WorkloadKey {
     let name = |text: &str| Name::new(text).unwrap();
     WorkloadKey { project: name("shop"), environment: name("prod"), workload: name(workload) }
@@ -339,7 +360,7 @@ pub fn key(workload: &str) -> WorkloadKey {
 /// A workload as resolved by a client.
 pub fn spec() -> Value {
     json!({
-        "kind": "service", "driver": "process", "run": {"argv": ["/bin/sleep", "60"]}, "env": {}, "ports": [{"name": "http"}], "copies": 2,
+        "kind": "service", "driver": "process", "run": {"argv": ["/bin/sleep", "60"]}, "env": {}, "ports": [{"name": "http"}], "copies": 3,
         "resources": {"cpu": 0.1, "memory_request": 33554432, "memory_limit": 67108864, "pids": 100},
         "health": {"readiness": {"check": "tcp", "interval": "1s", "timeout": "1s", "grace": "10s", "healthy_after": 1, "unhealthy_after": 3}},
         "restart": {"delay": "1s", "delay_max": "1m", "reset_after": "10m"},
@@ -352,4 +373,13 @@ pub fn spec() -> Value {
 pub fn project(names: &[&str]) -> Value {
     let workloads: serde_json::Map<String, Value> = names.iter().map(|name| ((*name).to_owned(), spec())).collect();
     json!({"project": "shop", "environment": "prod", "workloads": workloads})
+}
+
+/// Until so many long polls listen for changes.
+pub async fn until_waiting(server: &Server, count: usize) {
+    let began = std::time::Instant::now();
+    while server.memory.listeners() < count {
+        assert!(began.elapsed() < DEADLINE, "nobody waits");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
