@@ -332,6 +332,7 @@ pub fn explain_allocation(state: &State, row: &Alloc, now: Timestamp) -> api::Ex
     let phase = match shown.phase {
         Phase::Running if shown.ready => "running and ready".to_owned(),
         Phase::Running => "running, not ready".to_owned(),
+        Phase::Backoff => "waiting for its next start".to_owned(),
         other => format!("{other:?}").to_lowercase(),
     };
     let summary = match &shown.reason {
