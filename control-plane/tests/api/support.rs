@@ -240,7 +240,13 @@ pub async fn start_with(limits: Limits) -> Server {
     store.propose(Command::CreateCluster { id, ca_certificate: vec![], ca_key_sealed: vec![] }).await.unwrap();
     join_node(&store).await;
     let agents = Arc::new(FakeAgents::default());
-    let deps = ApiDeps { store: store.clone(), agents: agents.clone(), auth: Arc::new(Auth::new(&token)), joins: Arc::new(FakeJoins), metrics: Arc::new(Metrics::new()) };
+    let deps = ApiDeps {
+        store: store.clone(),
+        agents: agents.clone(),
+        auth: Arc::new(Auth::new(&token)),
+        joins: Arc::new(FakeJoins),
+        metrics: Arc::new(Metrics::new()),
+    };
     let shutdown = CancellationToken::new();
     let allowed_hosts = vec!["optimus.example".into()];
     let config = ApiConfig { listeners: vec![listener], tls: Arc::new(server_tls), allowed_hosts, limits };

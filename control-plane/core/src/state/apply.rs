@@ -86,8 +86,9 @@ impl State {
         }
     }
 
-    /// Rebuilds the indexes that are derived from the tables and not stored.
-    pub(crate) fn reindex(&mut self) {
+    /// Rebuilds the indexes that are derived from the tables and not stored. `apply` keeps them; whoever changes
+    /// a table by hand (a snapshot, a test) calls this after it.
+    pub fn reindex(&mut self) {
         self.by_workload = OrdMap::new();
         self.by_node = OrdMap::new();
         for alloc in self.allocs.values() {
