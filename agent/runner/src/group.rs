@@ -58,11 +58,11 @@ impl Group {
 
     /// Gives how many were there to kill.
     fn kill_round(&self) -> usize {
-        let killed = self.kill.as_ref().is_some_and(|kill| fs::write(kill, "1").is_ok());
-        if killed {
-            return self.pids().len();
+        // v2's own way cannot be outrun by forks, but misses a process whose first thread has left: those are killed
+        // by number. v1: frozen processes cannot fork away from under us; the signal takes effect when they thaw.
+        if let Some(kill) = &self.kill {
+            let _ = fs::write(kill, "1");
         }
-        // Frozen processes cannot fork away from under us; the signal takes effect when they thaw.
         self.freeze();
         let pids = self.pids();
         for &pid in &pids {
@@ -118,7 +118,7 @@ impl Group {
     /// How many processes of the group the kernel has killed for want of memory, ever.
     pub fn oom_kills(&self) -> u64 {
         let text = self.oom.as_ref().and_then(|p| fs::read_to_string(p).ok()).unwrap_or_default();
-        text.lines().find_map(|l| l.strip_prefix("oom_kill ")).and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+        optimus_runner::oom_kills(&text)
     }
 
     /// Most memory the group ever held, in bytes.

@@ -19,6 +19,8 @@ pub fn detach(lock: RawFd) -> io::Result<()> {
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE, libc::SIGUSR1, libc::SIGUSR2] {
             libc::signal(signal, libc::SIG_IGN);
         }
+        // Inherited as ignored, it would bury our children before we know how they ended.
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         close_others(&[lock]);
     }
     // The last to be killed when the host is out of memory: it knows what happened.

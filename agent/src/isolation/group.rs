@@ -253,7 +253,7 @@ impl Group {
             throttled: field("nr_throttled"),
             memory_current: read(self.file("memory", "memory.usage_in_bytes", "memory.current")),
             memory_peak: read(self.peak_file()),
-            oom_kills: self::field(&oom, "oom_kill").unwrap_or(0),
+            oom_kills: optimus_runner::oom_kills(&oom),
             pids: read(self.file("pids", "pids.current", "pids.current")),
         })
     }
@@ -291,15 +291,20 @@ impl Group {
             if pids.is_empty() {
                 return true;
             }
-            if self.kill_file().is_none_or(|kill| fs::write(kill, "1").is_err()) {
-                // Frozen, they cannot fork away from under us; the signal takes effect when they thaw.
+            // v2's own way cannot be outrun by forks, but misses a process whose first thread has left: those are
+            // killed by number.
+            let killed = self.kill_file().is_some_and(|kill| fs::write(kill, "1").is_ok());
+            // Frozen, they cannot fork away from under us; the signal takes effect when they thaw.
+            if !killed {
                 self.freeze(true);
                 self.wait_frozen();
-                for pid in self.pids() {
-                    if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
-                        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                    }
+            }
+            for pid in self.pids() {
+                if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
                 }
+            }
+            if !killed {
                 self.freeze(false);
             }
             std::thread::sleep(PAUSE);

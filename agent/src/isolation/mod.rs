@@ -37,7 +37,7 @@ pub struct Usage {
     pub throttled: u64,
     pub memory_current: u64,
     pub memory_peak: u64,
-    /// Processes the kernel killed for want of memory, as it counts them.
+    /// Processes the kernel killed for want of memory.
     pub oom_kills: u64,
     pub pids: u64,
 }
