@@ -114,9 +114,9 @@ impl Drop for Run {
 }
 
 fn runner() -> PathBuf {
-    let path = std::env::var_os("OPTIMUS_RUNNER").map(PathBuf::from).unwrap_or_else(|| {
-        std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("optimus-runner")
-    });
+    let path = std::env::var_os("OPTIMUS_RUNNER")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("optimus-runner"));
     assert!(path.exists(), "{} is missing: build the workspace first", path.display());
     path
 }

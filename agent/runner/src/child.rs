@@ -207,8 +207,11 @@ unsafe fn become_program(p: &Prepared, out: i32, err: i32, tell: i32) -> ! {
         if libc::dup2(out, 1) < 0 || libc::dup2(err, 2) < 0 {
             fail(Step::Prepare, 0);
         }
+        // The kernel's own call: the C library refuses two signals that it keeps for itself, yet they are inherited as
+        // ignored like all others. All zero is the default action, no flags, an empty mask.
+        let default = [0u64; 8];
         for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), 8usize);
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);

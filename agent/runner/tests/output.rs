@@ -28,7 +28,9 @@ fn stdout_and_stderr_are_told_apart_and_each_keeps_its_order() {
 
 #[test]
 fn lines_in_pieces_empty_lines_and_a_last_line_without_an_end_are_kept() {
-    let mut run = Run::start(&shell("printf 'one '; sleep 0.05; printf 'line\\n\\n'; printf 'err' >&2; sleep 0.05; printf ' too\\nrest' >&2; printf 'the end'"));
+    let mut run = Run::start(&shell(
+        "printf 'one '; sleep 0.05; printf 'line\\n\\n'; printf 'err' >&2; sleep 0.05; printf ' too\\nrest' >&2; printf 'the end'",
+    ));
     run.ended();
     assert_eq!(texts(&run, 'O'), ["one line", "", "the end"]);
     assert_eq!(texts(&run, 'E'), ["err too", "rest"]);
@@ -36,7 +38,8 @@ fn lines_in_pieces_empty_lines_and_a_last_line_without_an_end_are_kept() {
 
 #[test]
 fn a_line_of_a_mebibyte_becomes_pieces_and_loses_nothing() {
-    let mut run = Run::start(&StartFile { log_segment: 4 << 20, ..shell("head -c 1048576 /dev/zero | tr '\\0' x; sleep 0.05; echo; echo next") });
+    let mut run =
+        Run::start(&StartFile { log_segment: 4 << 20, ..shell("head -c 1048576 /dev/zero | tr '\\0' x; sleep 0.05; echo; echo next") });
     run.ended();
     let lines = texts(&run, 'O');
     let pieces = (1 << 20) / LINE_MAX;
@@ -44,7 +47,8 @@ fn a_line_of_a_mebibyte_becomes_pieces_and_loses_nothing() {
     assert!(lines[..pieces].iter().all(|l| l.len() == LINE_MAX && l.bytes().all(|b| b == b'x')));
     assert_eq!(lines[pieces], "next");
     // One byte more is a piece of its own; two ends are an empty line.
-    let mut run = Run::start(&shell("head -c 16385 /dev/zero | tr '\\0' y; echo; head -c 16384 /dev/zero | tr '\\0' z; echo; echo; echo end"));
+    let mut run =
+        Run::start(&shell("head -c 16385 /dev/zero | tr '\\0' y; echo; head -c 16384 /dev/zero | tr '\\0' z; echo; echo; echo end"));
     run.ended();
     let lengths: Vec<usize> = texts(&run, 'O').iter().map(String::len).collect();
     assert_eq!(lengths, [LINE_MAX, 1, LINE_MAX, 0, 3]);

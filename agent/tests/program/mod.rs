@@ -63,8 +63,10 @@ fn child_hog(bytes: usize) {
 /// So many threads that never rest.
 fn burn(threads: usize) -> ! {
     for _ in 1..threads {
-        std::thread::spawn(|| loop {
-            std::hint::spin_loop();
+        std::thread::spawn(|| {
+            loop {
+                std::hint::spin_loop();
+            }
         });
     }
     loop {
