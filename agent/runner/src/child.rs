@@ -185,13 +185,12 @@ unsafe fn become_program(p: &Prepared, out: i32, err: i32, tell: i32) -> ! {
             }
         }
         libc::umask(p.umask);
-        if let Some(user) = &p.user {
-            if libc::setgroups(user.groups.len(), user.groups.as_ptr()) != 0
+        if let Some(user) = &p.user
+            && (libc::setgroups(user.groups.len(), user.groups.as_ptr()) != 0
                 || libc::setresgid(user.gid, user.gid, user.gid) != 0
-                || libc::setresuid(user.uid, user.uid, user.uid) != 0
-            {
-                fail(Step::User, 0);
-            }
+                || libc::setresuid(user.uid, user.uid, user.uid) != 0)
+        {
+            fail(Step::User, 0);
         }
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
             fail(Step::User, 1);

@@ -49,6 +49,8 @@ impl Group {
                 if empty == 2 {
                     return;
                 }
+                // The kernel's lists of children skip some while others of them end.
+                sys::pause(FREEZE_PAUSE);
             } else {
                 empty = 0;
                 sys::pause(ROUND);
