@@ -97,6 +97,7 @@ impl TestStore {
     pub fn edit(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock().unwrap();
         change(&mut state);
+        state.reindex();
         state.index += 1;
         self.applied.send_replace(state.index);
     }

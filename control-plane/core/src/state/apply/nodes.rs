@@ -1,0 +1,99 @@
+//! Nodes and the tokens that admit them.
+
+use optimus_common::TokenId;
+
+use super::*;
+
+impl Step<'_> {
+    pub(super) fn create_token(&mut self, id: TokenId, secret_hash: Vec<u8>, expires_at: Timestamp, uses: u32) -> Applied {
+        let at = self.at;
+        retain(&mut self.state.tokens, |_, t| t.expires_at > at && t.uses_left > 0);
+        if self.state.tokens.contains_key(&id) {
+            return self.unchanged(); // proposed twice; its uses may have been burnt since
+        }
+        if self.state.tokens.len() >= TOKENS_MAX {
+            return too_many("join tokens", TOKENS_MAX as u64);
+        }
+        self.state.tokens.insert(id, Arc::new(JoinToken { id, secret_hash, created_at: at, expires_at, uses_left: uses }));
+        let message = format!("join token for {uses} {}, good until {expires_at}", if uses == 1 { "agent" } else { "agents" });
+        self.event(EventKind::TokenCreated, &format!("token/{id}"), &message, None);
+        self.done()
+    }
+
+    pub(super) fn admit(&mut self, token: TokenId, node: NodeId, name: String, key: Vec<u8>, expires: Timestamp) -> Applied {
+        if self.state.nodes.get(&node).is_some_and(|known| known.key_fingerprint == key) {
+            return self.unchanged(); // proposed twice: it burns one use only
+        }
+        let refusal = match self.state.tokens.get(&token) {
+            None => Some(Refusal::TokenUnknown),
+            Some(t) if t.expires_at <= self.at => Some(Refusal::TokenExpired),
+            Some(t) if t.uses_left == 0 => Some(Refusal::TokenUsedUp),
+            Some(_) if self.state.nodes.len() >= NODES_MAX => Some(Refusal::TooMany { what: "nodes".into(), limit: NODES_MAX as u64 }),
+            Some(_) => None,
+        };
+        if let Some(refusal) = refusal {
+            self.event(EventKind::TokenRefused, &format!("node/{name}"), &format!("join refused: {refusal}"), None);
+            return Applied::Refused(refusal);
+        }
+        if let Some(row) = self.state.tokens.get_mut(&token) {
+            Arc::make_mut(row).uses_left -= 1;
+        }
+        let facts = NodeFacts { name: name.clone(), ..NodeFacts::default() };
+        let row = Node {
+            id: node,
+            facts,
+            joined_at: self.at,
+            up: false,
+            changed_at: self.at,
+            certificate_expires_at: expires,
+            key_fingerprint: key,
+            cordoned: false,
+            blocked_ports: OrdMap::new(),
+        };
+        self.state.nodes.insert(node, Arc::new(row));
+        self.event(EventKind::NodeJoined, &format!("node/{name}"), "node joined the cluster", None);
+        self.done()
+    }
+
+    pub(super) fn node_up(&mut self, node: NodeId, facts: NodeFacts) -> Applied {
+        let Some(row) = self.state.nodes.get_mut(&node) else { return Applied::Refused(Refusal::NoSuchNode(node)) };
+        if row.up && row.facts == facts {
+            return self.unchanged();
+        }
+        let came_up = !row.up;
+        let name = facts.name.clone();
+        let row = Arc::make_mut(row);
+        row.facts = facts;
+        if came_up {
+            row.up = true;
+            row.changed_at = self.at;
+            self.event(EventKind::NodeUp, &format!("node/{name}"), "node is up", None);
+        }
+        self.done()
+    }
+
+    pub(super) fn node_down(&mut self, node: NodeId) -> Applied {
+        let Some(row) = self.state.nodes.get_mut(&node) else { return Applied::Refused(Refusal::NoSuchNode(node)) };
+        if !row.up {
+            return self.unchanged();
+        }
+        let row = Arc::make_mut(row);
+        row.up = false;
+        row.changed_at = self.at;
+        let name = row.facts.name.clone();
+        let reason = Reason::NodeDown { node: name.clone(), since: self.at };
+        self.event(EventKind::NodeDown, &format!("node/{name}"), "node is not answering", Some(reason));
+        self.done()
+    }
+
+    pub(super) fn node_certificate(&mut self, node: NodeId, key_fingerprint: Vec<u8>, expires_at: Timestamp) -> Applied {
+        let Some(row) = self.state.nodes.get_mut(&node) else { return Applied::Refused(Refusal::NoSuchNode(node)) };
+        if row.key_fingerprint == key_fingerprint && row.certificate_expires_at == expires_at {
+            return self.unchanged();
+        }
+        let row = Arc::make_mut(row);
+        row.key_fingerprint = key_fingerprint;
+        row.certificate_expires_at = expires_at;
+        self.done()
+    }
+}

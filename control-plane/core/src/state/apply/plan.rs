@@ -1,0 +1,120 @@
+//! The reconciler's batch. Looked at again, step by step: the world may have moved on since it was made.
+
+use super::*;
+
+/// How long a port that a stranger held is avoided.
+const PORT_BLOCKED_FOR: Span = Span::secs(300);
+
+impl Step<'_> {
+    pub(super) fn plan(&mut self, plan: Plan) -> Applied {
+        let Plan { place, stop, forget, deployments, remove } = plan;
+        let mut changed = false;
+        for (id, reason) in stop {
+            changed |= self.stop_alloc(id, reason);
+        }
+        for placement in place {
+            changed |= self.place(placement);
+        }
+        for step in deployments {
+            changed |= self.deployment_step(step);
+        }
+        for id in forget {
+            if self.state.allocs.get(&id).is_some_and(|a| a.has_ended()) {
+                self.state.remove_alloc(id);
+                changed = true;
+            }
+        }
+        for key in remove {
+            changed |= self.forget_workload(&key);
+        }
+        if changed { self.done() } else { self.unchanged() }
+    }
+
+    fn place(&mut self, placement: Placement) -> bool {
+        let Placement { alloc, key, index, release, node, ports } = placement;
+        let wanted = self.state.workloads.get(&key).is_some_and(|w| !w.stopped && index < w.copies && w.release == release);
+        if !wanted || self.state.allocs.contains_key(&alloc) {
+            return false; // the world moved on since the plan was made, or the plan was proposed twice
+        }
+        // One copy of a release in a slot; those on nodes that do not answer may be replaced.
+        let answers = |node: &NodeId| self.state.nodes.get(node).is_some_and(|n| n.up);
+        if self.state.allocs_in(&key, index).any(|a| a.run && a.release == release && answers(&a.node)) {
+            return false;
+        }
+        let Some(spec) = self.state.release(&key, release).map(|r| r.spec.clone()) else { return false };
+        if scheduler::fits(self.state, node, &spec, Some(&ports), self.at).is_err() {
+            return false;
+        }
+        let row = Alloc { id: alloc, key, index, release, node, ports, run: true, stop_reason: None, created_at: self.at, status: None };
+        let subject = row.subject();
+        self.state.insert_alloc(row);
+        let name = self.state.nodes.get(&node).map_or_else(String::new, |n| n.facts.name.clone());
+        self.event(EventKind::CopyPlaced, &subject, &format!("release {release} placed on {name}"), None);
+        true
+    }
+
+    fn stop_alloc(&mut self, id: AllocId, reason: Reason) -> bool {
+        let Some(row) = self.state.allocs.get_mut(&id).filter(|row| row.run) else { return false };
+        let row = Arc::make_mut(row);
+        row.run = false;
+        row.stop_reason = Some(reason);
+        if row.phase() == Phase::Failed {
+            let row = row.clone();
+            self.could_not_run(&row);
+        }
+        true
+    }
+
+    /// A copy gave up on its node. Another may be placed, but not for ever at once.
+    fn could_not_run(&mut self, row: &Alloc) {
+        let at = self.at;
+        if let Some(&Reason::PortTaken { port, .. }) = row.status.as_ref().and_then(|s| s.reason.as_ref())
+            && let Some(node) = self.state.nodes.get_mut(&row.node)
+        {
+            // Avoided by every copy for a while; the next one takes another port, so it may start at once.
+            let node = Arc::make_mut(node);
+            retain(&mut node.blocked_ports, |_, until| *until > at);
+            node.blocked_ports.insert(port, at + PORT_BLOCKED_FOR);
+        }
+        let slot = (row.key.clone(), row.index);
+        let before = self.state.failures.get(&slot).filter(|f| f.release == row.release).map_or(0, |f| f.count);
+        self.state.failures.insert(slot, SlotFailures { release: row.release, count: before.saturating_add(1), last_at: at });
+    }
+
+    /// Ends a removal, once no node that answers holds a copy. A node that comes back later finds none of them in
+    /// its desired set and stops them.
+    fn forget_workload(&mut self, key: &WorkloadKey) -> bool {
+        let answers = |node: &NodeId| self.state.nodes.get(node).is_some_and(|n| n.up);
+        let gone = self.state.workloads.get(key).is_some_and(|w| w.removing)
+            && self.state.allocs_of(key).all(|a| a.has_ended() || !answers(&a.node));
+        if !gone {
+            return false;
+        }
+        let allocs: Vec<AllocId> = self.state.allocs_of(key).map(|a| a.id).collect();
+        for id in allocs {
+            self.state.remove_alloc(id);
+        }
+        let all = (key.clone(), 0)..=(key.clone(), u64::MAX);
+        let releases: Vec<u64> = self.state.releases.range(all).map(|((_, n), _)| *n).collect();
+        for number in releases {
+            self.state.releases.remove(&(key.clone(), number));
+        }
+        let deployments: Vec<_> = self.state.deployments_of(key).map(|d| d.id).collect();
+        for id in deployments {
+            self.state.remove_deployment(id);
+        }
+        self.forget_failures(key, 0);
+        self.state.workloads.remove(key);
+        self.event(EventKind::WorkloadRemoved, &key.to_string(), "removed", None);
+        true
+    }
+
+    /// Drops what is remembered of the failures in slots from `first` on.
+    pub(super) fn forget_failures(&mut self, key: &WorkloadKey, first: u32) {
+        let slots = (key.clone(), first)..=(key.clone(), u32::MAX);
+        let slots: Vec<_> = self.state.failures.range(slots).map(|(slot, _)| slot.clone()).collect();
+        for slot in slots {
+            self.state.failures.remove(&slot);
+        }
+    }
+}
