@@ -110,20 +110,17 @@ fn dynamic_ports_left(node: &Node, taken: &Taken, spec: &WorkloadSpec, now: Time
     if free < wanted { Err(Refusal::NoFreePort) } else { Ok(()) }
 }
 
-/// The ports chosen when planning are those the spec asks for, and still to be had.
+/// The ports chosen when planning are ports of the spec, and still to be had.
 fn ports_stand(node: &Node, taken: &Taken, spec: &WorkloadSpec, chosen: &[(String, u16)], now: Timestamp) -> Result<(), Refusal> {
-    if chosen.len() != spec.ports.len() {
-        return Err(Refusal::NoFreePort);
-    }
     let (first, last) = node.facts.ports;
     let mut used = BTreeSet::new();
-    for (port, (name, number)) in spec.ports.iter().zip(chosen) {
-        let stands = port.name.as_str() == name
-            && match port.fixed {
-                Some(fixed) => fixed == *number,
-                None => (first..=last).contains(number) && is_free(node, taken, *number, now),
-            };
-        if !stands || taken.ports.contains(number) || !used.insert(*number) {
+    for (name, number) in chosen {
+        let stands = match spec.ports.iter().find(|port| port.name.as_str() == name).map(|port| port.fixed) {
+            None => false,
+            Some(Some(fixed)) => fixed == *number && !taken.ports.contains(number),
+            Some(None) => (first..=last).contains(number) && is_free(node, taken, *number, now),
+        };
+        if !stands || !used.insert(*number) {
             return Err(Refusal::PortReserved { port: *number });
         }
     }
