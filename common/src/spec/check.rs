@@ -65,7 +65,7 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
 }
 
 fn error(workload: &Name, path: &str, message: String) -> FieldError {
-    FieldError { pointer: format!("/workloads/{workload}/{}", path.replace('.', "/")), message }
+    FieldError { pointer: format!("/workloads/{workload}/{}", path.replacen('.', "/", 1)), message }
 }
 
 /// Odd but allowed.
@@ -146,8 +146,9 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<(String, String)> {
     rules.want(labels.len() <= LIST_MAX, "labels", || format!("at most {LIST_MAX} labels"));
     for (key, value) in labels {
         let good = !key.is_empty() && key.len() <= 63 && key.chars().all(|c| c.is_ascii_alphanumeric() || "_.-/".contains(c));
-        rules.want(good, "labels", || format!("{key:?} cannot be a label: letters, digits and _ . - / only, at most 63"));
-        rules.want(value.len() <= 255 && !value.contains(char::is_control), "labels", || {
+        let path = format!("labels.{key}");
+        rules.want(good, &path, || format!("{key:?} cannot be a label: letters, digits and _ . - / only, at most 63"));
+        rules.want(value.len() <= 255 && !value.contains(char::is_control), &path, || {
             format!("the label {key:?} is longer than 255 bytes or holds control characters")
         });
     }
@@ -202,12 +203,13 @@ impl Rules {
     fn env(&mut self, env: &std::collections::BTreeMap<String, String>) {
         self.want(env.len() <= LIST_MAX, "env", || format!("at most {LIST_MAX} variables"));
         for (key, value) in env {
-            self.want(is_variable(key), "env", || {
+            let path = format!("env.{key}");
+            self.want(is_variable(key), &path, || {
                 format!("{key:?} cannot be the name of a variable: letters, digits and _ only, not a digit first")
             });
             let ours = key == "PORT" || key.starts_with("PORT_") || key.starts_with(RESERVED);
-            self.want(!ours, "env", || format!("{key} is set by Optimus"));
-            self.text("env", value);
+            self.want(!ours, &path, || format!("{key} is set by Optimus"));
+            self.text(&path, value);
         }
     }
 
@@ -238,26 +240,38 @@ impl Rules {
             Check::Http { path } => {
                 self.text(field, path);
                 let good = path.starts_with('/') && !path.contains(|c: char| c.is_control() || c == ' ');
-                self.want(good, field, || format!("the path of `{field}` must start with / and hold no space"));
+                self.want(good, &format!("{field}.http"), || format!("the path of `{field}` must start with / and hold no space"));
                 true
             }
             Check::Tcp | Check::Grpc { .. } => true,
             Check::Command { argv } => {
-                self.want(argv.first().is_some_and(|p| !p.is_empty()), field, || format!("`{field}.command` names no program"));
+                self.want(argv.first().is_some_and(|p| !p.is_empty()), &format!("{field}.command"), || {
+                    format!("`{field}.command` names no program")
+                });
                 false
             }
         };
         if let Some(name) = port {
-            self.want(ports.iter().any(|p| p.name == *name), field, || format!("`{field}.port`: there is no port `{name}`"));
+            self.want(ports.iter().any(|p| p.name == *name), &format!("{field}.port"), || {
+                format!("`{field}.port`: there is no port `{name}`")
+            });
         } else if asks_a_port {
             self.want(!ports.is_empty(), field, || format!("`{field}` asks a port, but the workload has none; add `port = \"auto\"`"));
         }
         self.spans(field, &[("grace", *grace)]);
         let hour = Span::secs(3600);
-        self.want((Span(100)..=hour).contains(interval), field, || format!("`{field}.interval` must be from 100ms to 1h"));
-        self.want((Span(10)..=hour).contains(timeout), field, || format!("`{field}.timeout` must be from 10ms to 1h"));
-        self.want((1..=100).contains(healthy_after), field, || format!("`{field}.healthy_after` must be from 1 to 100"));
-        self.want((1..=100).contains(unhealthy_after), field, || format!("`{field}.unhealthy_after` must be from 1 to 100"));
+        self.want((Span(100)..=hour).contains(interval), &format!("{field}.interval"), || {
+            format!("`{field}.interval` must be from 100ms to 1h")
+        });
+        self.want((Span(10)..=hour).contains(timeout), &format!("{field}.timeout"), || {
+            format!("`{field}.timeout` must be from 10ms to 1h")
+        });
+        self.want((1..=100).contains(healthy_after), &format!("{field}.healthy_after"), || {
+            format!("`{field}.healthy_after` must be from 1 to 100")
+        });
+        self.want((1..=100).contains(unhealthy_after), &format!("{field}.unhealthy_after"), || {
+            format!("`{field}.unhealthy_after` must be from 1 to 100")
+        });
     }
 }
 

@@ -54,7 +54,13 @@ pub fn from_toml(text: &str) -> Result<Node, SpecError> {
         let span = error.span().filter(|s| s.start < text.len() || !text.is_empty());
         // The parser names what it met and what it expected on lines of their own.
         let message = error.message().lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
-        SpecError::new(span.or(Some(0..0)), format!("not valid TOML: {message}"))
+        let at = span.clone().and_then(|s| text.get(s)).unwrap_or_default().trim().to_owned();
+        let found = SpecError::new(span.or(Some(0..0)), format!("not valid TOML: {message}"));
+        match (message.contains("must be quoted"), at.starts_with(|c: char| c.is_ascii_alphanumeric())) {
+            (true, true) => found.hint(format!("put it in quotes: \"{at}\"")),
+            (true, false) => found.hint("a value belongs here"),
+            _ => found,
+        }
     })?;
     let span = table.span();
     Ok(Node { value: toml_table(table.get_ref()), span: Some(span) })

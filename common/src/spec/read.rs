@@ -19,6 +19,8 @@ const KINDS: [(&str, Kind); 3] = [("service", Kind::Service), ("job", Kind::Job)
 const WORKLOADS_MAX: usize = 200;
 /// Probes ask a new copy more often than this; see the agent.
 const INTERVAL: Span = Span::secs(2);
+/// How long a copy without a readiness check must stay up before it counts.
+const MIN_READY_UNCHECKED: Span = Span::secs(1);
 /// Characters that mean something to a shell and nothing to us.
 const SHELL_SYNTAX: &[char] = &['$', '|', ';', '&', '<', '>', '*', '?', '`', '(', ')', '{', '}', '[', ']', '~', '#', '!', '\n'];
 
@@ -28,12 +30,7 @@ pub fn project(root: &Node, context: &Context) -> Result<Parsed, Vec<SpecError>>
     let parsed = reader.project(root);
     match parsed {
         Some(parsed) if reader.errors.is_empty() => Ok(parsed),
-        _ => {
-            if reader.errors.is_empty() {
-                reader.errors.push(SpecError::new(root.span.clone(), "the file holds no workload"));
-            }
-            Err(reader.errors)
-        }
+        _ => Err(reader.errors),
     }
 }
 
@@ -116,6 +113,9 @@ impl Reader<'_> {
                 workloads.insert(name, spec);
             }
         }
+        if workloads.is_empty() && self.errors.is_empty() {
+            self.error(&Some(0..0), None, "the file holds no workload").hint = Some("add a section such as [service.NAME]".into());
+        }
         Some(Parsed { spec: ProjectSpec { project: project?, environment, workloads }, warnings: notes, environments })
     }
 
@@ -144,10 +144,14 @@ impl Reader<'_> {
             if entries.is_empty() {
                 self.error(&top, None, "the file is empty").hint = Some("`optimus init` writes one to start from".into());
             } else {
-                // A key that is close to a section's or field's name says more than that `name` is missing.
-                self.unknown(entries, &["service", "job", "daemon", "project", "env"], "");
-                self.error(&top, Some("name"), "the workload has no name").hint =
-                    Some("add `name = \"NAME\"`, or use [service.NAME] sections".into());
+                // A key that nobody knows is most likely a misspelt section: that says more than a missing name.
+                let before = self.errors.len();
+                let known: Vec<&str> = ["service", "job", "daemon"].into_iter().chain(fields::below("")).collect();
+                self.unknown(entries, &known, "");
+                if self.errors.len() == before {
+                    self.error(&top, Some("name"), "the workload has no name").hint =
+                        Some("add `name = \"NAME\"`, or use [service.NAME] sections".into());
+                }
             }
             return Vec::new();
         };
@@ -164,7 +168,13 @@ impl Reader<'_> {
     /// `[service.NAME]`, `[job.NAME]`, `[daemon.NAME]`.
     fn sections(&mut self, entries: &[Entry], overlay: Option<&[Entry]>) -> Vec<Found> {
         let known = ["service", "job", "daemon", "project", "env"];
-        self.unknown(entries, &known, "");
+        let (of_workloads, rest): (Vec<Entry>, Vec<Entry>) =
+            entries.iter().cloned().partition(|e| !known.contains(&e.key.as_str()) && fields::below("").contains(&e.key.as_str()));
+        self.unknown(&rest, &known, "");
+        for entry in &of_workloads {
+            self.error(&entry.key_span, Some(&entry.key), format!("`{}` stands outside of any workload", entry.key)).hint =
+                Some("in a file with sections it belongs below one, such as [service.NAME]".into());
+        }
         if let Some(entry) = entries.iter().find(|e| e.key == "env") {
             self.within("env", |r| {
                 if let Some(below) = r.table("env", &entry.node) {
@@ -191,7 +201,7 @@ impl Reader<'_> {
                 let name = self.within(word, |r| match Name::new(workload.key.clone()) {
                     Ok(name) => Some(name),
                     Err(error) => {
-                        r.error(&workload.key_span, Some(&workload.key), error.to_string());
+                        r.error(&workload.key_span, Some(&workload.key), printable(&error.to_string()));
                         None
                     }
                 });
@@ -216,7 +226,11 @@ impl Reader<'_> {
     /// Refuses keys that are not known, each with the nearest that is.
     fn unknown(&mut self, entries: &[Entry], known: &[&str], inside: &str) {
         for entry in entries.iter().filter(|e| !known.contains(&e.key.as_str())) {
-            let hint = nearest(&entry.key, known).map(|k| format!("did you mean `{k}`?"));
+            let hint = match entry.key.as_str() {
+                "name" => Some("the workload's name is that of its section".into()),
+                "project" => Some("it belongs at the top of the file".into()),
+                key => nearest(key, known).map(|k| format!("did you mean `{k}`?")),
+            };
             let place = if inside.is_empty() { String::new() } else { format!(" in `{inside}`") };
             let error = self.error(&entry.key_span, Some(&entry.key), format!("unknown key `{}`{place}", printable(&entry.key)));
             error.hint = hint.or_else(|| (known.len() <= 8).then(|| format!("known are {}", known.join(", "))));
@@ -249,6 +263,9 @@ impl Reader<'_> {
         };
         let liveness = f.get("liveness").and_then(|node| self.probe("liveness", node));
         let (memory_request, memory_limit) = f.get("memory").and_then(|n| self.memory(n)).unwrap_or((Bytes::mib(128), Bytes::mib(128)));
+        // With nothing that says it is ready, a copy proves itself by staying up.
+        let min_ready = if readiness.is_some() { Span(0) } else { MIN_READY_UNCHECKED };
+        let update = self.update(f.get("update"), min_ready);
         let spec = WorkloadSpec {
             kind,
             driver: driver.unwrap_or(Driver::Process),
@@ -267,7 +284,7 @@ impl Reader<'_> {
             health: Health { readiness, liveness },
             restart: self.restart(f.get("restart")),
             stop: self.stop(f.get("stop")),
-            update: self.update(f.get("update")),
+            update,
             logs: self.logs(f.get("logs")),
             secrets: f.get("secrets").map(|n| self.list("secrets", n)).unwrap_or_default(),
             labels: f.get("labels").map(|n| self.texts("labels", n)).unwrap_or_default(),
@@ -277,10 +294,9 @@ impl Reader<'_> {
         // Rules between fields; those of a single field that was refused above are not told twice.
         if self.errors.len() == before {
             for (path, message) in check_workload(&spec) {
-                let key = path.split('.').next().unwrap_or(&path);
-                let place = entries.iter().find(|e| e.key == key).map_or(span.clone(), |e| e.node.span.clone());
+                let place = place_of(entries, &path).unwrap_or_else(|| span.clone());
                 let error = self.error(&place, None, message);
-                error.path.extend(path.split('.').map(str::to_owned));
+                error.path.extend(path.splitn(2, '.').map(str::to_owned));
             }
         }
         Some(spec)
@@ -293,7 +309,7 @@ impl Reader<'_> {
         match Name::new(text) {
             Ok(name) => Some(name),
             Err(error) => {
-                self.error(&node.span, Some(key), error.to_string());
+                self.error(&node.span, Some(key), printable(&error.to_string()));
                 None
             }
         }
@@ -349,6 +365,10 @@ impl Reader<'_> {
     fn size(&mut self, key: &str, node: &Node) -> Option<Bytes> {
         match &node.value {
             Value::Integer(n) if *n >= 0 => Some(Bytes(*n as u64)),
+            Value::Integer(n) => {
+                self.error(&node.span, Some(key), format!("`{key}` is {n}; a size cannot be negative"));
+                None
+            }
             Value::Text(text) => match text.parse() {
                 Ok(size) => Some(size),
                 Err(error) => {
@@ -367,6 +387,11 @@ impl Reader<'_> {
         if let Value::Text(text) = &node.value
             && let Some((low, high)) = text.split_once("..")
         {
+            if low.trim().is_empty() || high.trim().is_empty() {
+                self.error(&node.span, Some("memory"), "`memory`: a range has two sizes").hint =
+                    Some("write \"128M..256M\", or one size for both".into());
+                return None;
+            }
             return match (low.parse(), high.parse()) {
                 (Ok(low), Ok(high)) => Some((low, high)),
                 (Err(error), _) | (_, Err(error)) => {
@@ -403,7 +428,16 @@ impl Reader<'_> {
             self.error(&node.span, Some(key), format!("`{key}` must be a list of strings, not {}", node.value.kind()));
             return Vec::new();
         };
-        items.iter().filter_map(|item| self.text(key, item)).collect()
+        let mut texts = Vec::new();
+        for item in items {
+            match &item.value {
+                Value::Text(_) => texts.extend(self.text(key, item)),
+                other => {
+                    self.error(&item.span, Some(key), format!("`{key}` must be a list of strings; this is {}", other.kind()));
+                }
+            }
+        }
+        texts
     }
 
     /// A table of text; numbers and booleans are taken as they would be written.
@@ -618,13 +652,17 @@ impl Reader<'_> {
         })
     }
 
-    fn update(&mut self, node: Option<&Node>) -> Update {
-        let mut update = Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(120), min_ready: Span(0) };
+    fn update(&mut self, node: Option<&Node>, min_ready: Span) -> Update {
+        let mut update = Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(120), min_ready };
         match node {
             Some(node) if matches!(node.value, Value::Text(_)) => {
                 if let Some(strategy) = self.strategy("update", node) {
                     update.strategy = strategy;
                 }
+            }
+            Some(node) if !matches!(node.value, Value::Table(_)) => {
+                let kind = node.value.kind();
+                self.error(&node.span, Some("update"), format!("`update` must be the name of a strategy or a table, not {kind}"));
             }
             node => {
                 let f = self.nested("update", node);
@@ -708,6 +746,17 @@ fn without_overlays(entry: &Entry) -> Entry {
     entry
 }
 
+/// Where the value of a rule's path stands: that of the inner field if it was written, else of the outer.
+fn place_of(entries: &[Entry], path: &str) -> Option<Option<Range<usize>>> {
+    let (key, inner) = path.split_once('.').map_or((path, None), |(key, inner)| (key, Some(inner)));
+    let outer = entries.iter().find(|e| e.key == key)?;
+    let below = match (&outer.node.value, inner) {
+        (Value::Table(below), Some(inner)) => below.iter().find(|e| e.key == inner),
+        _ => None,
+    };
+    Some(below.map_or(&outer.node, |e| &e.node).span.clone())
+}
+
 fn probe(check: Check) -> Probe {
     Probe { check, port: None, interval: INTERVAL, timeout: Span::secs(1), grace: Span::secs(10), healthy_after: 1, unhealthy_after: 3 }
 }
@@ -721,10 +770,13 @@ fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     (score >= 0.78).then_some(best)
 }
 
+/// Most characters of a file's text inside a message.
+const SHOWN: usize = 130;
+
 /// Text from a file inside a message: no control characters, not long.
 fn printable(text: &str) -> String {
-    let clean: String = text.chars().take(60).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if text.chars().count() > 60 { format!("{clean}...") } else { clean }
+    let clean: String = text.chars().take(SHOWN).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if text.chars().count() > SHOWN { format!("{clean}...") } else { clean }
 }
 
 fn shown(value: &Value) -> String {
