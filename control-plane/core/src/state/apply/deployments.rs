@@ -128,6 +128,10 @@ impl Step<'_> {
                     }
                     self.end_deployment(id, DeploymentPhase::RollingBack, Some(reason));
                 }
+                // On the way back only that way's own deadline counts: the plan that began it may be proposed twice.
+                _ if deployment.phase == DeploymentPhase::RollingBack && self.at < deployment.progress_at + deployment.deadline => {
+                    return false;
+                }
                 _ => self.end_deployment(id, DeploymentPhase::Failed, Some(reason)),
             },
             DeploymentStep::RolledBack { .. } => {
