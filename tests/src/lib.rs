@@ -2,3 +2,4 @@
 
 pub mod fuzz_targets;
 pub mod harness;
+pub mod scenario;

@@ -1,6 +1,6 @@
 //! From rows of the state to what the API shows. Pure; rows are destructured, so that a new field stops the build here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use optimus_common::api::v1 as api;
@@ -41,8 +41,8 @@ pub fn deployment(state: &State, row: &Deployment) -> api::Deployment {
 
 /// What a deployment that is under way waits for, as far as it is not a copy of its own: room for the next.
 fn waiting_for(state: &State, row: &Deployment) -> Option<Reason> {
-    let workload = state.workload(&row.key).filter(|_| !row.phase.is_final())?;
-    (0..workload.copies).find_map(|index| reconciler::unplaced(state, workload, index, row.progress_at))
+    let workload = state.workload(&row.key).filter(|w| !row.phase.is_final() && w.deployment == Some(row.id))?;
+    reconciler::unplaced_slots(state, workload, row.progress_at, 1).pop().map(|(_, reason)| reason)
 }
 
 pub fn workload(state: &State, row: &Workload, now: Timestamp) -> api::Workload {
@@ -60,7 +60,7 @@ pub fn workload(state: &State, row: &Workload, now: Timestamp) -> api::Workload 
         deployment: deployment_id,
     } = row;
     let allocs: Vec<&Arc<Alloc>> = state.allocs_of(key).filter(|a| !a.has_ended()).collect();
-    let ready = allocs.iter().filter(|a| a.run && a.is_ready() && is_current(state, a)).count() as u32;
+    let ready = slots_ready(state, row);
     let wanted = if *stopped { 0 } else { *copies };
     let newest = deployment_id.and_then(|id| state.deployments.get(&id));
     let under_way = newest.is_some_and(|d| !d.phase.is_final());
@@ -118,6 +118,12 @@ fn missing_spec() -> optimus_common::spec::WorkloadSpec {
     }
 }
 
+/// Slots with a copy that is ready on a node that answers. While one moves, two copies in it count once.
+fn slots_ready(state: &State, row: &Workload) -> u32 {
+    let ready = |a: &&Arc<Alloc>| a.run && a.index < row.copies && a.is_ready() && is_current(state, a);
+    state.allocs_of(&row.key).filter(ready).map(|a| a.index).collect::<BTreeSet<_>>().len() as u32
+}
+
 fn is_current(state: &State, alloc: &Alloc) -> bool {
     state.nodes.get(&alloc.node).is_some_and(|n| n.up)
 }
@@ -134,7 +140,7 @@ fn why_not_ready(state: &State, row: &Workload, now: Timestamp) -> Option<Reason
             reason => calm = calm.or(reason),
         }
     }
-    (0..row.copies).find_map(|index| reconciler::unplaced(state, row, index, now)).or(calm)
+    reconciler::unplaced_slots(state, row, now, 1).pop().map(|(_, reason)| reason).or(calm)
 }
 
 /// Why a copy is not running and ready; unset when it is.
@@ -279,10 +285,8 @@ pub fn explain_workload(state: &State, row: &Workload, now: Timestamp) -> api::E
         let why = allocation_reason(state, alloc).map_or_else(|| "no reason reported".to_owned(), |r| r.to_string());
         evidence.push(format!("{}: {why}", alloc.name()));
     }
-    for index in 0..row.copies.min(EVENTS_SHOWN as u32) {
-        if let Some(reason) = reconciler::unplaced(state, row, index, now) {
-            evidence.push(format!("{}-{index} is not placed: {reason}", key.workload));
-        }
+    for (index, reason) in reconciler::unplaced_slots(state, row, now, EVENTS_SHOWN) {
+        evidence.push(format!("{}-{index} is not placed: {reason}", key.workload));
     }
     let subject = key.to_string();
     let summary = match (&shown.reason, shown.phase) {
@@ -404,9 +408,9 @@ pub fn status(state: &State, leader: Option<u64>, term: u64, servers: u32) -> Op
     let mut troubled: Option<(String, u32, u32)> = None;
     for row in state.workloads.values() {
         let copies = if row.stopped { 0 } else { row.copies };
-        let up = state.allocs_of(&row.key).filter(|a| a.run && a.is_ready() && is_current(state, a)).count() as u32;
+        let up = if row.stopped { 0 } else { slots_ready(state, row) };
         wanted += copies;
-        ready += up.min(copies);
+        ready += up;
         if up < copies && troubled.is_none() {
             troubled = Some((row.key.to_string(), up, copies));
         }

@@ -1,7 +1,9 @@
 //! The replicated state: tables over persistent maps, so a reader's snapshot is one clone.
 
+mod alloc;
 pub mod apply;
 pub mod command;
+mod indexes;
 pub mod snapshot;
 pub mod tables;
 

@@ -27,11 +27,12 @@ pub struct State {
     pub events: OrdMap<(u64, u32), Arc<Event>>,
     /// Answers of the newest [`REQUESTS_KEPT`] requests, so that a retry has one effect.
     pub requests: OrdMap<optimus_common::ids::RequestId, Arc<Answered>>,
-    /// Derived from `allocs`, rebuilt when a snapshot is read.
+    /// Slots whose copies could not run where they were placed, until one is ready.
+    #[serde(default)]
+    pub failures: OrdMap<(WorkloadKey, u32), SlotFailures>,
+    /// Derived from the tables, rebuilt when a snapshot is read.
     #[serde(skip)]
-    pub(crate) by_workload: OrdMap<WorkloadKey, imbl::OrdSet<AllocId>>,
-    #[serde(skip)]
-    pub(crate) by_node: OrdMap<NodeId, imbl::OrdSet<AllocId>>,
+    pub(crate) indexes: super::indexes::Indexes,
 }
 
 pub const RELEASES_KEPT: usize = 20;
@@ -133,9 +134,18 @@ pub struct Alloc {
     #[serde(default)]
     pub stop_reason: Option<Reason>,
     pub created_at: Timestamp,
-    /// Observed: the last report of its agent. Written by reports only.
+    /// Observed: the last report of its agent, but for `ready_since`, which is the time the report was
+    /// committed: the clocks of hosts differ, and `min_ready` is counted by the leader's. Written by reports only.
     #[serde(default)]
     pub status: Option<Arc<AllocStatus>>,
+}
+
+/// How often in a row copies of one slot could not run where they were placed. Spaces the next tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotFailures {
+    pub release: u64,
+    pub count: u32,
+    pub last_at: Timestamp,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

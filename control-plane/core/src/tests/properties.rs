@@ -159,4 +159,71 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn property_without_news_the_leader_soon_rests(acts in proptest::collection::vec(act(), 1..15)) {
+        let mut world = World::new(3);
+        for act in &acts {
+            perform(&mut world, act);
+            // A copy that gave up is stopped before it is replaced, and a deployment that fails turns round first.
+            let looks = (0..4).take_while(|_| world.reconcile()).count();
+            prop_assert!(looks < 4, "after {act:?} it finds something new each time");
+        }
+    }
+
+    #[test]
+    fn property_an_update_takes_no_more_than_two_looks_a_copy(copies in 1u32..12, parallel in 1u32..5, nodes in 1usize..4, fixed: bool) {
+        let mut world = World::new(nodes);
+        let copies = if fixed { copies.min(nodes as u32) } else { copies };
+        let spec = |version| {
+            let mut spec = changed(version);
+            spec.copies = Some(copies);
+            spec.update.parallel = parallel;
+            spec.resources.cpu = Millicores(300);
+            spec.ports[0].fixed = fixed.then_some(80);
+            spec
+        };
+        world.deploy("web", spec(1));
+        world.run(1);
+        world.deploy("web", spec(2));
+        let mut looks = 0;
+        loop {
+            let decided = world.reconcile();
+            looks += u32::from(decided);
+            prop_assert!(world.copies("web").iter().filter(|a| a.is_ready()).count() as u32 + parallel >= copies, "too few are left ready");
+            if !(world.agents() | decided) {
+                break;
+            }
+        }
+        prop_assert!(world.copies("web").len() as u32 == copies && world.copies("web").iter().all(|a| a.release == 2));
+        // And one or two to declare the end.
+        prop_assert!(looks <= 2 * copies + 2, "{looks} looks for {copies} copies");
+    }
+
+    #[test]
+    fn property_the_planner_and_the_judge_agree(acts in proptest::collection::vec(act(), 0..12), cpu in 10u32..4000, fixed: bool, ports in 0u16..4) {
+        let mut world = World::new(3);
+        for (_, node) in world.state.nodes.clone() {
+            let mut few = node.facts.clone();
+            few.ports = (20_000, 20_000 + ports);
+            world.apply(Command::NodeUp { node: node.id, facts: few });
+        }
+        for act in acts.iter().filter(|act| !matches!(act, Act::NodeUp(_))) {
+            perform(&mut world, act);
+        }
+        let mut spec = changed(7);
+        spec.resources.cpu = Millicores(cpu);
+        spec.ports[0].fixed = fixed.then_some(80);
+        let (state, now) = (&world.state, world.now);
+        let alloc = AllocId(id(77));
+        let ask = scheduler::Ask { key: &key("new"), spec: &spec, alloc, troubled: &[] };
+        let anywhere = state.nodes.keys().any(|node| scheduler::fits(state, *node, &spec, None, now).is_ok());
+        let planned = scheduler::View::of(state, now).place(ask);
+        prop_assert_eq!(planned.is_some(), anywhere);
+        prop_assert_eq!(scheduler::why_nowhere(state, &spec, now).is_none(), anywhere);
+        if let Some((node, ports)) = planned {
+            prop_assert_eq!(scheduler::fits(state, node, &spec, Some(&ports), now), Ok(()));
+            prop_assert_eq!(scheduler::judge(state, &key("new"), &spec, now)[0].node, node);
+        }
+    }
 }

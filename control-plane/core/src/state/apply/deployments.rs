@@ -1,18 +1,21 @@
-//! The life of a deployment, and what is kept of old ones.
+//! The life of a deployment.
+//!
+//! ```text
+//! Running ──► Succeeded
+//!    │  └───► Superseded (by a newer one), Cancelled (stopped or removed)
+//!    └─ no progress by the deadline ──► Failed (nothing to go back to)
+//!                                  └──► RollingBack ──► RolledBack, or Failed, Superseded, Cancelled
+//! ```
 
-use std::sync::Arc;
+use optimus_common::DeploymentId;
 
-use optimus_common::api::v1::DeploymentPhase;
-use optimus_common::{Reason, Span, WorkloadKey};
-
-use super::super::tables::*;
-use super::Step;
+use super::*;
 
 impl Step<'_> {
     pub(super) fn start_deployment(
         &mut self,
         workload: &mut Workload,
-        id: optimus_common::DeploymentId,
+        id: DeploymentId,
         release: u64,
         from_release: Option<u64>,
         trigger: &str,
@@ -33,7 +36,7 @@ impl Step<'_> {
             progress_at: self.at,
             reason: None,
         };
-        self.state.deployments.insert(id, Arc::new(deployment));
+        self.state.insert_deployment(deployment);
         workload.release = release;
         workload.newest = workload.newest.max(release);
         workload.stopped = false;
@@ -50,7 +53,7 @@ impl Step<'_> {
         }
     }
 
-    pub(super) fn end_deployment(&mut self, id: optimus_common::DeploymentId, phase: DeploymentPhase, reason: Option<Reason>) {
+    pub(super) fn end_deployment(&mut self, id: DeploymentId, phase: DeploymentPhase, reason: Option<Reason>) {
         let Some(row) = self.state.deployments.get_mut(&id) else { return };
         let row = Arc::make_mut(row);
         row.phase = phase;
@@ -82,10 +85,63 @@ impl Step<'_> {
                 self.state.releases.remove(&(key.clone(), number));
             }
         }
-        // Ids are ordered by creation.
-        let ended: Vec<_> = self.state.deployments.values().filter(|d| d.key == *key && d.phase.is_final()).map(|d| d.id).collect();
-        for id in ended.iter().rev().skip(DEPLOYMENTS_KEPT) {
-            self.state.deployments.remove(id);
+        let ended: Vec<_> = self.state.deployments_of(key).filter(|d| d.phase.is_final()).map(|d| d.id).collect();
+        for &id in ended.iter().rev().skip(DEPLOYMENTS_KEPT) {
+            self.state.remove_deployment(id);
         }
+    }
+
+    pub(super) fn deployment_step(&mut self, step: DeploymentStep) -> bool {
+        let id = match &step {
+            DeploymentStep::Progress { id, .. }
+            | DeploymentStep::Succeed { id }
+            | DeploymentStep::Fail { id, .. }
+            | DeploymentStep::RolledBack { id } => *id,
+        };
+        let Some(deployment) = self.state.deployments.get(&id).cloned() else { return false };
+        let Some(workload) = self.state.workloads.get(&deployment.key).map(|w| Workload::clone(w)) else { return false };
+        if deployment.phase.is_final() || workload.deployment != Some(id) {
+            return false;
+        }
+        match step {
+            DeploymentStep::Progress { ready, .. } => {
+                if ready <= deployment.progress {
+                    return false;
+                }
+                if let Some(row) = self.state.deployments.get_mut(&id) {
+                    let row = Arc::make_mut(row);
+                    row.progress = ready;
+                    row.progress_at = self.at;
+                }
+            }
+            DeploymentStep::Succeed { .. } => {
+                self.put_workload(Workload { stable: Some(deployment.release), updated_at: self.at, revision: self.index, ..workload });
+                self.end_deployment(id, DeploymentPhase::Succeeded, None);
+            }
+            DeploymentStep::Fail { reason, .. } => match deployment.from_release {
+                Some(before) if deployment.phase == DeploymentPhase::Running => {
+                    self.put_workload(Workload { release: before, updated_at: self.at, revision: self.index, ..workload });
+                    if let Some(row) = self.state.deployments.get_mut(&id) {
+                        let row = Arc::make_mut(row);
+                        row.progress = 0;
+                        row.progress_at = self.at;
+                    }
+                    self.end_deployment(id, DeploymentPhase::RollingBack, Some(reason));
+                }
+                // On the way back only that way's own deadline counts: the plan that began it may be proposed twice.
+                _ if deployment.phase == DeploymentPhase::RollingBack && self.at < deployment.progress_at + deployment.deadline => {
+                    return false;
+                }
+                _ => self.end_deployment(id, DeploymentPhase::Failed, Some(reason)),
+            },
+            DeploymentStep::RolledBack { .. } => {
+                if deployment.phase != DeploymentPhase::RollingBack {
+                    return false;
+                }
+                // The reason it failed stays.
+                self.end_deployment(id, DeploymentPhase::RolledBack, deployment.reason.clone());
+            }
+        }
+        true
     }
 }

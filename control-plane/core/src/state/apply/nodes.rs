@@ -1,24 +1,29 @@
-//! Nodes and the tokens that let them in.
+//! Nodes and the tokens that admit them.
 
-use std::sync::Arc;
+use optimus_common::TokenId;
 
-use imbl::OrdMap;
-use optimus_common::protocol::NodeFacts;
-use optimus_common::{NodeId, Reason, Timestamp};
-
-use super::super::command::*;
-use super::super::tables::*;
-use super::Step;
+use super::*;
 
 impl Step<'_> {
-    pub(super) fn admit(
-        &mut self,
-        token: optimus_common::TokenId,
-        node: NodeId,
-        name: String,
-        key: Vec<u8>,
-        expires: Timestamp,
-    ) -> Applied {
+    pub(super) fn create_token(&mut self, id: TokenId, secret_hash: Vec<u8>, expires_at: Timestamp, uses: u32) -> Applied {
+        let at = self.at;
+        retain(&mut self.state.tokens, |_, t| t.expires_at > at && t.uses_left > 0);
+        if self.state.tokens.contains_key(&id) {
+            return self.unchanged(); // proposed twice; its uses may have been burnt since
+        }
+        if self.state.tokens.len() >= TOKENS_MAX {
+            return too_many("join tokens", TOKENS_MAX as u64);
+        }
+        self.state.tokens.insert(id, Arc::new(JoinToken { id, secret_hash, created_at: at, expires_at, uses_left: uses }));
+        let message = format!("join token for {uses} {}, good until {expires_at}", if uses == 1 { "agent" } else { "agents" });
+        self.event(EventKind::TokenCreated, &format!("token/{id}"), &message, None);
+        self.done()
+    }
+
+    pub(super) fn admit(&mut self, token: TokenId, node: NodeId, name: String, key: Vec<u8>, expires: Timestamp) -> Applied {
+        if self.state.nodes.get(&node).is_some_and(|known| known.key_fingerprint == key) {
+            return self.unchanged(); // proposed twice: it burns one use only
+        }
         let refusal = match self.state.tokens.get(&token) {
             None => Some(Refusal::TokenUnknown),
             Some(t) if t.expires_at <= self.at => Some(Refusal::TokenExpired),
@@ -78,6 +83,17 @@ impl Step<'_> {
         let name = row.facts.name.clone();
         let reason = Reason::NodeDown { node: name.clone(), since: self.at };
         self.event(EventKind::NodeDown, &format!("node/{name}"), "node is not answering", Some(reason));
+        self.done()
+    }
+
+    pub(super) fn node_certificate(&mut self, node: NodeId, key_fingerprint: Vec<u8>, expires_at: Timestamp) -> Applied {
+        let Some(row) = self.state.nodes.get_mut(&node) else { return Applied::Refused(Refusal::NoSuchNode(node)) };
+        if row.key_fingerprint == key_fingerprint && row.certificate_expires_at == expires_at {
+            return self.unchanged();
+        }
+        let row = Arc::make_mut(row);
+        row.key_fingerprint = key_fingerprint;
+        row.certificate_expires_at = expires_at;
         self.done()
     }
 }

@@ -1,14 +1,6 @@
-//! The reconciler's batch, checked again by the code that made it.
+//! The reconciler's batch. Looked at again, step by step: the world may have moved on since it was made.
 
-use std::sync::Arc;
-
-use optimus_common::api::v1::DeploymentPhase;
-use optimus_common::{AllocId, NodeId, Reason, Span, WorkloadKey};
-
-use super::super::command::*;
-use super::super::tables::*;
-use super::{Step, retain};
-use crate::scheduler;
+use super::*;
 
 /// How long a port that a stranger held is avoided.
 const PORT_BLOCKED_FOR: Span = Span::secs(300);
@@ -38,15 +30,15 @@ impl Step<'_> {
         if changed { self.done() } else { self.unchanged() }
     }
 
-    pub(super) fn place(&mut self, placement: Placement) -> bool {
+    fn place(&mut self, placement: Placement) -> bool {
         let Placement { alloc, key, index, release, node, ports } = placement;
-        let wanted = self.state.workloads.get(&key).is_some_and(|w| !w.stopped && index < w.copies);
+        let wanted = self.state.workloads.get(&key).is_some_and(|w| !w.stopped && index < w.copies && w.release == release);
         if !wanted || self.state.allocs.contains_key(&alloc) {
             return false; // the world moved on since the plan was made, or the plan was proposed twice
         }
-        // One running copy of a release in a slot; those on nodes that do not answer are being replaced.
+        // One copy of a release in a slot; those on nodes that do not answer may be replaced.
         let answers = |node: &NodeId| self.state.nodes.get(node).is_some_and(|n| n.up);
-        if self.state.allocs_of(&key).any(|a| a.run && a.index == index && a.release == release && answers(&a.node)) {
+        if self.state.allocs_in(&key, index).any(|a| a.run && a.release == release && answers(&a.node)) {
             return false;
         }
         let Some(spec) = self.state.release(&key, release).map(|r| r.spec.clone()) else { return false };
@@ -61,79 +53,40 @@ impl Step<'_> {
         true
     }
 
-    pub(super) fn stop_alloc(&mut self, id: AllocId, reason: Reason) -> bool {
-        let Some(row) = self.state.allocs.get_mut(&id) else { return false };
-        if !row.run {
-            return false;
-        }
+    fn stop_alloc(&mut self, id: AllocId, reason: Reason) -> bool {
+        let Some(row) = self.state.allocs.get_mut(&id).filter(|row| row.run) else { return false };
         let row = Arc::make_mut(row);
         row.run = false;
         row.stop_reason = Some(reason);
-        // A stranger's port is avoided for a while, by every copy.
-        if let Some(Reason::PortTaken { port, .. }) = row.status.as_ref().and_then(|s| s.reason.as_ref()) {
-            let (port, node, until) = (*port, row.node, self.at + PORT_BLOCKED_FOR);
-            if let Some(node) = self.state.nodes.get_mut(&node) {
-                let at = self.at;
-                let node = Arc::make_mut(node);
-                retain(&mut node.blocked_ports, |_, until| *until > at);
-                node.blocked_ports.insert(port, until);
-            }
+        if row.phase() == Phase::Failed {
+            let row = row.clone();
+            self.could_not_run(&row);
         }
         true
     }
 
-    pub(super) fn deployment_step(&mut self, step: DeploymentStep) -> bool {
-        let id = match &step {
-            DeploymentStep::Progress { id, .. }
-            | DeploymentStep::Succeed { id }
-            | DeploymentStep::Fail { id, .. }
-            | DeploymentStep::RolledBack { id } => *id,
-        };
-        let Some(deployment) = self.state.deployments.get(&id).cloned() else { return false };
-        let Some(workload) = self.state.workloads.get(&deployment.key).map(|w| Workload::clone(w)) else { return false };
-        if deployment.phase.is_final() || workload.deployment != Some(id) {
-            return false;
+    /// A copy gave up on its node. Another may be placed, but not for ever at once.
+    fn could_not_run(&mut self, row: &Alloc) {
+        let at = self.at;
+        if let Some(&Reason::PortTaken { port, .. }) = row.status.as_ref().and_then(|s| s.reason.as_ref())
+            && let Some(node) = self.state.nodes.get_mut(&row.node)
+        {
+            // Avoided by every copy for a while; the next one takes another port, so it may start at once.
+            let node = Arc::make_mut(node);
+            retain(&mut node.blocked_ports, |_, until| *until > at);
+            node.blocked_ports.insert(port, at + PORT_BLOCKED_FOR);
         }
-        match step {
-            DeploymentStep::Progress { ready, .. } => {
-                if ready <= deployment.progress {
-                    return false;
-                }
-                if let Some(row) = self.state.deployments.get_mut(&id) {
-                    let row = Arc::make_mut(row);
-                    row.progress = ready;
-                    row.progress_at = self.at;
-                }
-            }
-            DeploymentStep::Succeed { .. } => {
-                self.put_workload(Workload { stable: Some(deployment.release), updated_at: self.at, revision: self.index, ..workload });
-                self.end_deployment(id, DeploymentPhase::Succeeded, None);
-            }
-            DeploymentStep::Fail { reason, .. } => match deployment.from_release {
-                Some(before) if deployment.phase == DeploymentPhase::Running => {
-                    self.put_workload(Workload { release: before, updated_at: self.at, revision: self.index, ..workload });
-                    if let Some(row) = self.state.deployments.get_mut(&id) {
-                        let row = Arc::make_mut(row);
-                        row.progress = 0;
-                        row.progress_at = self.at;
-                    }
-                    self.end_deployment(id, DeploymentPhase::RollingBack, Some(reason));
-                }
-                _ => self.end_deployment(id, DeploymentPhase::Failed, Some(reason)),
-            },
-            DeploymentStep::RolledBack { .. } => {
-                if deployment.phase != DeploymentPhase::RollingBack {
-                    return false;
-                }
-                // The reason it failed stays.
-                self.end_deployment(id, DeploymentPhase::RolledBack, deployment.reason.clone());
-            }
-        }
-        true
+        let slot = (row.key.clone(), row.index);
+        let before = self.state.failures.get(&slot).filter(|f| f.release == row.release).map_or(0, |f| f.count);
+        self.state.failures.insert(slot, SlotFailures { release: row.release, count: before.saturating_add(1), last_at: at });
     }
 
-    pub(super) fn forget_workload(&mut self, key: &WorkloadKey) -> bool {
-        let gone = self.state.workloads.get(key).is_some_and(|w| w.removing) && self.state.allocs_of(key).all(|a| a.has_ended());
+    /// Ends a removal, once no node that answers holds a copy. A node that comes back later finds none of them in
+    /// its desired set and stops them.
+    fn forget_workload(&mut self, key: &WorkloadKey) -> bool {
+        let answers = |node: &NodeId| self.state.nodes.get(node).is_some_and(|n| n.up);
+        let gone = self.state.workloads.get(key).is_some_and(|w| w.removing)
+            && self.state.allocs_of(key).all(|a| a.has_ended() || !answers(&a.node));
         if !gone {
             return false;
         }
@@ -141,13 +94,27 @@ impl Step<'_> {
         for id in allocs {
             self.state.remove_alloc(id);
         }
-        let releases: Vec<u64> = self.state.releases.range((key.clone(), 0)..=(key.clone(), u64::MAX)).map(|((_, n), _)| *n).collect();
+        let all = (key.clone(), 0)..=(key.clone(), u64::MAX);
+        let releases: Vec<u64> = self.state.releases.range(all).map(|((_, n), _)| *n).collect();
         for number in releases {
             self.state.releases.remove(&(key.clone(), number));
         }
-        retain(&mut self.state.deployments, |_, d| d.key != *key);
+        let deployments: Vec<_> = self.state.deployments_of(key).map(|d| d.id).collect();
+        for id in deployments {
+            self.state.remove_deployment(id);
+        }
+        self.forget_failures(key, 0);
         self.state.workloads.remove(key);
         self.event(EventKind::WorkloadRemoved, &key.to_string(), "removed", None);
         true
+    }
+
+    /// Drops what is remembered of the failures in slots from `first` on.
+    pub(super) fn forget_failures(&mut self, key: &WorkloadKey, first: u32) {
+        let slots = (key.clone(), first)..=(key.clone(), u32::MAX);
+        let slots: Vec<_> = self.state.failures.range(slots).map(|(slot, _)| slot.clone()).collect();
+        for slot in slots {
+            self.state.failures.remove(&slot);
+        }
     }
 }

@@ -1,13 +1,6 @@
-//! What agents report, and the events it means.
+//! What agents report, and the events that follow from it.
 
-use std::sync::Arc;
-
-use optimus_common::protocol::{AllocStatus, Phase};
-use optimus_common::{AllocId, NodeId, Reason};
-
-use super::super::command::*;
-use super::super::tables::*;
-use super::{Step, empty_status};
+use super::*;
 
 impl Step<'_> {
     pub(super) fn report(&mut self, node: NodeId, statuses: Vec<AllocStatus>, gone: Vec<AllocId>) -> Applied {
@@ -29,20 +22,26 @@ impl Step<'_> {
         if changed { self.done() } else { self.unchanged() }
     }
 
-    pub(super) fn status(&mut self, node: NodeId, new: AllocStatus) -> bool {
-        let Some(alloc) = self.state.allocs.get_mut(&new.id).filter(|a| a.node == node) else { return false };
+    fn status(&mut self, node: NodeId, mut new: AllocStatus) -> bool {
+        let Some(alloc) = self.state.allocs.get(&new.id).filter(|a| a.node == node) else { return false };
         let old = alloc.status.clone();
         if old.as_ref().is_some_and(|o| o.seq >= new.seq) {
             return false;
         }
+        new.ready_since = new.ready.then(|| ready_since(old.as_deref(), &new, self.at));
+        let (subject, slot) = (alloc.subject(), (alloc.key.clone(), alloc.index));
         let new = Arc::new(new);
-        Arc::make_mut(alloc).status = Some(new.clone());
-        let subject = alloc.subject();
+        if let Some(alloc) = self.state.allocs.get_mut(&new.id) {
+            Arc::make_mut(alloc).status = Some(new.clone());
+        }
+        if new.ready && self.state.failures.contains_key(&slot) {
+            self.state.failures.remove(&slot);
+        }
         self.status_events(&subject, old.as_deref(), &new);
         true
     }
 
-    pub(super) fn status_events(&mut self, subject: &str, old: Option<&AllocStatus>, new: &AllocStatus) {
+    fn status_events(&mut self, subject: &str, old: Option<&AllocStatus>, new: &AllocStatus) {
         let was = old.map_or(Phase::Pending, |o| o.phase);
         let was_ready = old.is_some_and(|o| o.ready);
         if new.last_exit.is_some() && new.last_exit != old.and_then(|o| o.last_exit.clone()) && new.phase != Phase::Stopped {
@@ -79,5 +78,28 @@ impl Step<'_> {
                 _ => {}
             }
         }
+    }
+}
+
+/// Since when a copy that is ready has been, by the clock of the log: agents' clocks may be wrong.
+fn ready_since(old: Option<&AllocStatus>, new: &AllocStatus, at: Timestamp) -> Timestamp {
+    let same_run = |old: &&AllocStatus| old.ready && old.restarts == new.restarts && old.started_at == new.started_at;
+    old.filter(same_run).and_then(|old| old.ready_since).unwrap_or(at)
+}
+
+fn empty_status(id: AllocId) -> AllocStatus {
+    AllocStatus {
+        id,
+        seq: 0,
+        phase: Phase::Pending,
+        ready: false,
+        ready_since: None,
+        reason: None,
+        restarts: 0,
+        pid: None,
+        started_at: None,
+        last_exit: None,
+        unenforced: vec![],
+        last_lines: vec![],
     }
 }

@@ -1,13 +1,8 @@
 //! What users ask of workloads: deploy, restart, scale, stop, remove.
 
-use std::sync::Arc;
+use optimus_common::DeploymentId;
 
-use optimus_common::api::v1::DeploymentPhase;
-use optimus_common::{Reason, Span, WorkloadKey};
-
-use super::super::command::*;
-use super::super::tables::*;
-use super::{Step, too_many};
+use super::*;
 
 impl Step<'_> {
     pub(super) fn deploy(&mut self, items: Vec<DeployItem>) -> Applied {
@@ -75,7 +70,7 @@ impl Step<'_> {
         true
     }
 
-    pub(super) fn restart(&mut self, key: WorkloadKey, deployment: optimus_common::DeploymentId) -> Applied {
+    pub(super) fn restart(&mut self, key: WorkloadKey, deployment: DeploymentId) -> Applied {
         let mut workload = match self.changeable(&key) {
             Ok(workload) => workload,
             Err(refusal) => return Applied::Refused(refusal),
@@ -92,7 +87,7 @@ impl Step<'_> {
         self.done()
     }
 
-    pub(super) fn scale(&mut self, key: WorkloadKey, copies: u32, deployment: optimus_common::DeploymentId) -> Applied {
+    pub(super) fn scale(&mut self, key: WorkloadKey, copies: u32, deployment: DeploymentId) -> Applied {
         if copies > COPIES_MAX {
             return too_many("copies", u64::from(COPIES_MAX));
         }
@@ -159,6 +154,7 @@ impl Step<'_> {
     }
 
     pub(super) fn put_workload(&mut self, workload: Workload) {
+        self.forget_failures(&workload.key, workload.copies);
         self.state.workloads.insert(workload.key.clone(), Arc::new(workload));
     }
 

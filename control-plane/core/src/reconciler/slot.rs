@@ -1,0 +1,86 @@
+//! One slot of a workload: what is in it, and how far it is.
+
+use std::sync::Arc;
+
+use optimus_common::{Span, Timestamp};
+
+use crate::state::{Alloc, State, Workload};
+
+/// The copies of one index. At rest it holds one; while it moves to another release, or away from a lost node, two.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    pub index: u32,
+    /// Copies of other releases that should run.
+    pub current: Vec<Arc<Alloc>>,
+    /// Copies of the wanted release that should run, oldest first.
+    pub next: Vec<Arc<Alloc>>,
+    /// Copies that should run and never will: they gave up on their node.
+    pub broken: Vec<Arc<Alloc>>,
+    /// Copies told to stop whose end is not known yet.
+    pub stopping: Vec<Arc<Alloc>>,
+}
+
+/// How far a slot is on its way to the wanted release.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Stage {
+    /// A copy of the wanted release has been ready for long enough.
+    Settled { keep: Arc<Alloc> },
+    /// A copy of the wanted release is on its way; ready copies count at `counts_at`.
+    Starting { counts_at: Option<Timestamp> },
+    /// Only copies of another release are there. `serving`: one of them is ready on a node that answers.
+    Old { serving: bool },
+    /// Nothing is there that could become the wanted copy. `lost`: but for copies on nodes that do not answer.
+    Empty { lost: bool },
+}
+
+/// Sorts the copies of a workload into its slots. What is beyond the last slot is returned apart.
+pub(super) fn slots(state: &State, workload: &Workload) -> (Vec<Slot>, Vec<Arc<Alloc>>) {
+    let mut slots: Vec<Slot> = (0..workload.copies).map(|index| Slot { index, ..Slot::default() }).collect();
+    let mut beyond = Vec::new();
+    for alloc in state.allocs_of(&workload.key).filter(|a| !a.has_ended()) {
+        let Some(slot) = slots.get_mut(alloc.index as usize) else {
+            beyond.push(alloc.clone());
+            continue;
+        };
+        let list = match alloc {
+            alloc if !alloc.run => &mut slot.stopping,
+            alloc if alloc.phase().is_terminal() => &mut slot.broken,
+            alloc if alloc.release == workload.release => &mut slot.next,
+            _ => &mut slot.current,
+        };
+        list.push(alloc.clone());
+    }
+    (slots, beyond)
+}
+
+impl Slot {
+    pub fn stage(&self, state: &State, now: Timestamp, min_ready: Span) -> Stage {
+        let mut counts_at = None;
+        let mut on_its_way = false;
+        // The newest first: with a lost node back, what replaced its copy stays.
+        for alloc in self.next.iter().rev().filter(|a| answers(state, a)) {
+            on_its_way = true;
+            if let Some(since) = ready_since(alloc) {
+                if now >= since + min_ready {
+                    return Stage::Settled { keep: alloc.clone() };
+                }
+                let at = since + min_ready;
+                counts_at = Some(counts_at.map_or(at, |earlier: Timestamp| earlier.min(at)));
+            }
+        }
+        match (on_its_way, self.current.is_empty()) {
+            (true, _) => Stage::Starting { counts_at },
+            (false, false) => Stage::Old { serving: self.current.iter().any(|a| a.is_ready() && answers(state, a)) },
+            (false, true) => Stage::Empty { lost: !self.next.is_empty() },
+        }
+    }
+}
+
+/// Whether the copy's node answers.
+pub(super) fn answers(state: &State, alloc: &Alloc) -> bool {
+    state.nodes.get(&alloc.node).is_some_and(|n| n.up)
+}
+
+fn ready_since(alloc: &Alloc) -> Option<Timestamp> {
+    alloc.status.as_ref().filter(|_| alloc.is_ready())?.ready_since
+}

@@ -1,0 +1,26 @@
+//! What follows from a copy's row alone.
+
+use optimus_common::protocol::Phase;
+
+use super::Alloc;
+
+impl Alloc {
+    /// It should not run and does not: only its record is left.
+    pub fn has_ended(&self) -> bool {
+        !self.run && self.phase().is_terminal()
+    }
+    pub fn phase(&self) -> Phase {
+        self.status.as_ref().map_or(Phase::Pending, |s| s.phase)
+    }
+    pub fn is_ready(&self) -> bool {
+        self.status.as_ref().is_some_and(|s| s.ready && s.phase == Phase::Running)
+    }
+    /// `web-0`
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.key.workload, self.index)
+    }
+    /// `shop/prod/web-0`
+    pub fn subject(&self) -> String {
+        format!("{}-{}", self.key, self.index)
+    }
+}
