@@ -10,7 +10,8 @@ use optimus_tests::harness::repo_root;
 fn the_corpus_of_every_target_passes() {
     for (name, target) in TARGETS {
         let dir = repo_root().join("fuzz/corpus").join(name);
-        let mut files: Vec<_> = fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())).map(|e| e.unwrap().path()).collect();
+        let mut files: Vec<_> =
+            fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())).map(|e| e.unwrap().path()).collect();
         files.sort();
         assert!(!files.is_empty(), "{name} has no corpus");
         for file in files {
