@@ -107,14 +107,20 @@ fn every_field_is_documented_and_its_example_is_read() {
         assert!(text.contains("default") && text.contains("example"), "{text}");
     }
     for field in fields::FIELDS {
+        if field.kinds() == [Kind::Job] {
+            good(&format!("[job.w]\nrun = \"x\"\n{}\n", field.example));
+            assert!(bad(&format!("name = \"w\"\nrun = \"x\"\n{}\n", field.example)).contains("field of a job"), "{}", field.name);
+            continue;
+        }
         let mut text = String::new();
+        let on_admin = field.example.contains("port = \"admin\"");
         for (key, line) in [("name", "name = \"w\"\n"), ("run", "run = \"x\"\n"), ("port", "port = \"auto\"\n")] {
-            let clash = key == "port" && (field.name == "ports" || field.example.contains("port = \"admin\""));
+            let clash = key == "port" && (field.name == "ports" || on_admin);
             if field.name != key && !clash {
                 text.push_str(line);
             }
         }
-        if field.example.contains("port = \"admin\"") {
+        if on_admin {
             text.push_str("ports = { admin = 9000 }\n");
         }
         good(&format!("{text}{}\n", field.example));
@@ -199,5 +205,138 @@ mod properties {
                 prop_assert!(check(&parsed.spec).is_empty());
             }
         }
+    }
+}
+
+#[test]
+fn deep_documents_are_refused_before_they_cost_stack() {
+    let dotted = format!("{}a = 1\n", "a.".repeat(100_000));
+    let header = format!("[{}a]\nb = 1\n", "a.".repeat(100_000));
+    let inline = format!("{}1{}\n", "a={".repeat(5_000), "}".repeat(5_000));
+    let lists = format!("a = {}{}\n", "[".repeat(5_000), "]".repeat(5_000));
+    // Each of the two within the parser's own bound, their product not.
+    let steps = "a.".repeat(70);
+    let both = format!("[{steps}a]\n{}{}", format!("{steps}a={{").repeat(70), "}".repeat(70));
+    for text in [dotted, header, inline, lists, both] {
+        assert!(bad(&text).contains("error[OPT-1001]"), "{}", &text[..40]);
+    }
+}
+
+#[test]
+fn large_tables_are_refused_before_they_cost_time() {
+    let keys = |n: usize| (0..n).map(|i| format!("k{i}=1\n")).collect::<String>();
+    // Laying one over the other would compare each key with each.
+    assert!(bad(&format!("name=\"w\"\nrun=\"x\"\n{}[env.dev]\n{}", keys(13_000), keys(13_000))).contains("a table of 13003 keys"));
+    let list = format!("name=\"w\"\nrun=[{}]\n", "\"\",".repeat(60_000));
+    assert!(bad(&list).contains("more than 50000 values"));
+    let many: String = (0..40).map(|i| format!("[env.e{i}]\ncopies=1\n")).collect();
+    assert!(bad(&format!("name=\"w\"\nrun=\"x\"\n{many}")).contains("overlays for more than 32 environments"));
+    let mut json = serde_json::json!(1);
+    for _ in 0..100 {
+        json = serde_json::json!([json]);
+    }
+    assert!(parse_json(&json, &context()).unwrap_err().to_string().contains("nested more than"));
+}
+
+#[test]
+fn every_environment_is_checked_whichever_is_asked_for() {
+    let text = "name = \"w\"\nrun = \"x\"\n[env.prod]\nmemroy = 1\n[env.stage]\npids = 0\n";
+    let shown = bad(text);
+    assert!(shown.contains("optimus.toml:4:1"), "{shown}");
+    assert!(shown.contains("optimus.toml:6:8"), "{shown}");
+    let mut context = context();
+    context.environment = Name::new("prdo").ok();
+    let parsed = parse_toml("f", "name = \"w\"\nrun = \"x\"\n[env.prod]\ncopies = 1\n", &context).unwrap();
+    assert_eq!(parsed.warnings, ["the file says nothing of the environment `prdo`, so its base applies; did you mean `prod`?"]);
+}
+
+#[test]
+fn pointers_of_json_lead_to_the_value_also_in_overlays() {
+    let pointers = |json: serde_json::Value| -> Vec<String> {
+        let errors = parse_json(&json, &context()).unwrap_err();
+        errors.errors.iter().map(SpecError::pointer).collect()
+    };
+    let value = serde_json::json!({
+        "service": { "web": { "run": "x", "port": "auto", "env": { "PORT": "1", "A": [] }, "health": { "http": "x y" } } },
+        "env": { "dev": { "service": { "web": { "cpu": "x", "health": { "http": "/", "interval": "1ms" } } } } }
+    });
+    let found = pointers(value.clone());
+    assert!(!found.is_empty());
+    for pointer in &found {
+        assert!(value.pointer(pointer).is_some(), "{pointer} of {found:?}");
+    }
+    assert!(found.iter().any(|p| p == "/env/dev/service/web/cpu"), "{found:?}");
+    assert!(found.iter().any(|p| p == "/env/dev/service/web/health/interval"), "{found:?}");
+    assert!(found.iter().any(|p| p == "/service/web/env/A"), "{found:?}");
+}
+
+#[test]
+fn pointers_of_a_typed_spec_lead_to_the_value() {
+    let text = "[service.web]\nrun = \"x\"\nports = { http = \"auto\", admin = 9000 }\nhealth = \"/h\"\nliveness = \"tcp\"\nsecrets = [\"A\"]\nenv = { B = \"1\" }\nlabels = { c = \"1\" }\n";
+    let mut project = good(text).spec;
+    let spec = project.workloads.values_mut().next().unwrap();
+    spec.resources = Resources { cpu: Millicores(1), memory_request: Bytes(2), memory_limit: Bytes(1), pids: 0 };
+    spec.ports[1].fixed = Some(0);
+    let probe = spec.health.readiness.as_mut().unwrap();
+    probe.check = Check::Http { path: "no".into() };
+    probe.interval = crate::Span(0);
+    spec.health.liveness.as_mut().unwrap().healthy_after = 0;
+    spec.secrets = vec!["1".into()];
+    spec.env = [("PORT".to_owned(), "x".to_owned())].into();
+    spec.labels = [("a b/~".to_owned(), "x".to_owned())].into();
+    spec.stop.signal = "KILL".into();
+    spec.update.parallel = 0;
+    spec.logs.size = Bytes(1);
+    spec.copies = Some(20_000);
+    spec.restart.delay = crate::Span(0);
+    let json = serde_json::to_value(&project).unwrap();
+    let errors = check(&project);
+    assert!(errors.len() > 12, "{errors:?}");
+    for error in errors {
+        assert!(json.pointer(&error.pointer).is_some(), "{error:?}");
+    }
+}
+
+#[test]
+fn messages_carry_no_characters_that_move_a_cursor() {
+    let text = "name = \"\\u001b[31mweb\"\nrun = \"x\"\n\"\\u001b]0;x\\u0007\" = 1\ncpu = \"\\u202e1\"\nhealth = { interval = \"\\u001b[2J\" }\n[env.\"\\u001b\"]\n";
+    let shown = bad(text);
+    assert!(shown.contains("\\u{1b}"), "{shown}");
+    assert!(!shown.chars().any(|c| c.is_control() && c != '\n' || c == '\u{202e}'), "{shown:?}");
+}
+
+#[test]
+fn a_template_takes_what_was_found() {
+    let name = Name::new("shop").unwrap();
+    let found = Detected { run: "node \"my server.js\"".into(), port: true, health: Some("/up".into()), because: "package.json".into() };
+    let parsed = good(&template_for(&name, Some(&found)));
+    let spec = &parsed.spec.workloads[&name];
+    assert_eq!(spec.run, Run::Argv(vec!["node".into(), "my server.js".into()]));
+    assert!(spec.health.readiness.is_some());
+    let quiet = Detected { run: "./worker".into(), port: false, health: None, because: "a\nname = 'x'".into() };
+    assert!(good(&template_for(&name, Some(&quiet))).spec.workloads[&name].ports.is_empty());
+}
+
+#[test]
+fn every_line_the_template_offers_is_valid_when_it_is_taken() {
+    let text = template_for(&Name::new("w").unwrap(), None);
+    let offered: Vec<&str> = text
+        .lines()
+        .filter_map(|l| l.strip_prefix("# "))
+        .filter(|l| l.split_once(" = ").is_some_and(|(k, _)| field(k).is_some()))
+        .collect();
+    assert!(offered.len() > 12, "{offered:?}");
+    for line in offered {
+        let key = line.split(" = ").next().unwrap();
+        let job_only = field(key).unwrap().kinds() == [Kind::Job];
+        if job_only || key == "project" {
+            continue;
+        }
+        let kept: String = text
+            .lines()
+            .filter(|l| !(l.starts_with(key) && l[key.len()..].starts_with(" =")) && !(key == "ports" && l.starts_with("port =")))
+            .map(|l| format!("{l}\n"))
+            .collect();
+        good(&kept.replacen(&format!("# {line}\n"), &format!("{line}\n"), 1));
     }
 }
