@@ -1,3 +1,4 @@
 //! Tests that see all crates, and what they share.
 
+pub mod fuzz_targets;
 pub mod harness;

@@ -172,7 +172,9 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
         "`restart.delay_max` must not be shorter than `restart.delay`".into()
     });
     let Stop { signal, grace } = stop;
-    rules.want(SIGNALS.contains(&signal.as_str()), "stop.signal", || format!("`stop.signal` must be one of {}", SIGNALS.join(", ")));
+    rules.want(SIGNALS.contains(&signal.as_str()), "stop.signal", || {
+        format!("`stop.signal` must be one of {}, not `{}`", SIGNALS.join(", "), printable(signal))
+    });
     rules.want(*grace <= Span::secs(3600), "stop.grace", || "`stop.grace` must be at most 1h".into());
     let Update { strategy: _, parallel, deadline, min_ready } = update;
     rules.want((1..=1000).contains(parallel), "update.parallel", || "`update.parallel` must be from 1 to 1000".into());

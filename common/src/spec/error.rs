@@ -138,18 +138,25 @@ pub(super) fn printable(text: &str) -> String {
     if text.chars().count() > LONGEST { format!("{clean}...") } else { clean }
 }
 
-/// Reads a quantity or a name. Their errors repeat the text, so one that is long or does not print is made fit for it first.
+/// Reads a quantity or a name. Their errors repeat the text, which need not be fit for that.
 pub(super) fn parse<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, String> {
     text.parse::<T>().map_err(|error| {
+        let message = error.to_string();
         let clean = printable(text);
-        if clean == text {
-            return error.to_string();
-        }
-        match clean.parse::<T>() {
-            Err(error) => error.to_string(),
-            Ok(_) => format!("`{clean}` is too long"),
-        }
+        if clean == text { message } else { message.replace(text, &clean) }
     })
+}
+
+/// The candidate a writer most likely meant by `word`.
+pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    if word.len() > 64 {
+        return None;
+    }
+    let word = word.to_lowercase();
+    let most = 1 + word.chars().count() / 4;
+    let distance = |k: &&'k str| strsim::osa_distance(&word, &k.to_lowercase());
+    let near = known.iter().copied().map(|k| (distance(&k), k)).filter(|(d, k)| *d <= most && d + 1 < k.len().max(word.len()));
+    near.min_by_key(|(d, _)| *d).map(|(_, k)| k)
 }
 
 /// The nearest character boundary at or before `at`.

@@ -51,7 +51,7 @@ fields! {
     "health.http", "a path", "none", "health = { http = \"/healthz\" }", true, "The path to ask by HTTP GET.";
     "health.tcp", "true", "none", "health = { tcp = true }", true, "Ready when the port accepts a connection.";
     "health.grpc", "a service name", "none", "health = { grpc = \"\" }", false, "Ready when the gRPC health protocol answers SERVING.";
-    "health.command", "a list of strings", "none", "health = { command = [\"./check\"] }", false, "Ready when the command exits 0 inside the workload.";
+    "health.command", "a command line, or a list of strings", "none", "health = { command = [\"./check\"] }", false, "Ready when the command exits 0 inside the workload.";
     "health.port", "the name of a port", "the first port", "health = { http = \"/healthz\", port = \"admin\" }", true, "Which port to ask.";
     "health.interval", "a duration", "2s", "health = { http = \"/\", interval = \"5s\" }", true,
         "Time between two checks. Until the first success a new copy is asked more often.";

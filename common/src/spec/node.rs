@@ -54,7 +54,7 @@ impl Value {
         match self {
             Value::Text(_) => "text",
             Value::Integer(_) => "an integer",
-            Value::Float(..) => "a number",
+            Value::Float(..) => "a decimal number",
             Value::Bool(_) => "true or false",
             Value::List(_) => "a list",
             Value::Table(_) => "a table",
@@ -176,12 +176,55 @@ fn syntax_errors(text: &str, errors: &[toml::de::Error]) -> Vec<SpecError> {
         let span = error.span().unwrap_or(0..0);
         let line = text.as_bytes()[..span.start.min(text.len())].iter().filter(|b| **b == b'\n').count();
         if lines.insert(line) {
-            // The parser may name what it met and what it expected on lines of their own.
-            let message = error.message().lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
-            found.push(SpecError::new(Some(span), format!("not valid TOML: {message}")));
+            found.push(syntax_error(text, span, error.message()));
         }
     }
     found
+}
+
+/// A syntax error in words for those who do not know the grammar.
+fn syntax_error(text: &str, span: Range<usize>, message: &str) -> SpecError {
+    let at = |range: Range<usize>| text.get(range).unwrap_or("");
+    let here = at(span.clone());
+    let error = |message: &str| SpecError::new(Some(span.clone()), message);
+    if message.starts_with("string values must be quoted") {
+        return match here.trim() {
+            "" => error("a value is missing after `=`"),
+            word if word.starts_with(['\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}']) => {
+                error("these are typographic quotes").hint("write straight ones: \"...\"")
+            }
+            word if word.len() < 80 => {
+                error("text must be in quotes").hint(format!("write \"{}\"", super::error::printable(word).replace('"', "")))
+            }
+            _ => error("text must be in quotes"),
+        };
+    }
+    match message {
+        m if m.contains("string, expected `\"`") || m.contains("string, expected `'`") => {
+            error("the string is not closed").hint("add the quote that ends it")
+        }
+        m if m.starts_with("invalid basic string, expected non") => {
+            error("a string must not hold control characters").hint("write them as \\uXXXX")
+        }
+        "duplicate key" => error(&format!("`{}` is given twice", super::error::printable(here.trim_matches(['"', '\''])))),
+        m if m.starts_with("key with no value") => error("a key must be followed by `=` and a value"),
+        m if m.starts_with("unclosed array") => error("the list is not closed").hint("add `]`"),
+        m if m.starts_with("unclosed table") => error("the header is not closed").hint("add `]`"),
+        m if m.starts_with("missing comma between key-value pairs") => {
+            error("the inline table { ... } is not closed, or a comma is missing")
+        }
+        m if m.starts_with("missing escaped value") => {
+            error("`\\` starts an escape, and this is none").hint("double it, or write the text in '...'")
+        }
+        m if m.starts_with("unexpected leading zero") => error("a number must not start with 0"),
+        m if m.starts_with("extra `=`") => error("one `=` is too many"),
+        "recursion limit" => error(&format!("nested more than {DEPTH_MAX} deep")),
+        // The parser may name what it met and what it expected on lines of their own.
+        m => {
+            let message = m.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
+            error(&format!("not valid TOML: {}", message.trim_end_matches(", expected nothing")))
+        }
+    }
 }
 
 /// The place of the first bracket or dotted key nested deeper than [`DEPTH_MAX`].

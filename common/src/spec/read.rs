@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::check::{check_workload, warnings};
-use super::error::{SpecError, parse, printable};
+use super::error::{SpecError, nearest, parse, printable};
 use super::node::{Entry, Node, Value};
-use super::values::{nearest, probe};
+use super::values::{example, probe};
 use super::{Context, Parsed, fields, types::*};
 use crate::ids::Name;
 use crate::units::{Bytes, Millicores};
@@ -61,11 +61,17 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("retries", "unhealthy_after"),
     ("start_period", "grace"),
     ("path", "http"),
+    ("worker", "service"),
+    ("app", "service"),
+    ("deployment", "service"),
+    ("process", "service"),
+    ("cronjob", "job"),
+    ("task", "job"),
 ];
 
 /// Reads a whole file.
 pub fn project(root: &Node, context: &Context) -> Result<Parsed, Vec<SpecError>> {
-    let mut reader = Reader { context, errors: Vec::new(), path: Vec::new() };
+    let mut reader = Reader { context, errors: Vec::new(), path: Vec::new(), base: 0 };
     let parsed = reader.project(root);
     match parsed {
         Some(parsed) if reader.errors.is_empty() => Ok(parsed),
@@ -80,8 +86,10 @@ pub fn project(root: &Node, context: &Context) -> Result<Parsed, Vec<SpecError>>
 
 pub(super) struct Reader<'a> {
     pub context: &'a Context,
-    errors: Vec<SpecError>,
+    pub errors: Vec<SpecError>,
     path: Vec<String>,
+    /// How much of `path` leads to the workload being read.
+    base: usize,
 }
 
 /// A table being read: which keys were asked for is which are known.
@@ -108,6 +116,12 @@ impl Reader<'_> {
         &mut self.errors[last]
     }
 
+    /// A key as people name it: `health.interval`.
+    pub fn label(&self, key: &str) -> String {
+        let keys = self.path.iter().skip(self.base).map(String::as_str).chain([key]);
+        keys.map(printable).collect::<Vec<_>>().join(".")
+    }
+
     /// Runs `read` with a key on the path.
     pub fn within<T>(&mut self, key: &str, read: impl FnOnce(&mut Self) -> T) -> T {
         self.path.push(key.to_owned());
@@ -120,7 +134,9 @@ impl Reader<'_> {
         match &node.value {
             Value::Table(entries) => Some(entries),
             other => {
-                self.error(&node.span, Some(key), format!("`{key}` must be a table, not {}", other.kind()));
+                let label = self.label(key);
+                let hint = example(&label);
+                self.error(&node.span, Some(key), format!("`{label}` must be a table, not {}", other.kind())).hint = hint;
                 None
             }
         }
@@ -154,16 +170,22 @@ impl Reader<'_> {
             let mut specs = Vec::new();
             for found in if sectioned { r.sections(entries, env) } else { r.flat(entries, env, root) } {
                 let outer = std::mem::replace(&mut r.path, found.path);
+                let base = std::mem::replace(&mut r.base, r.path.len());
                 if let Some(spec) = r.workload(found.kind, &found.entries, &found.span) {
                     specs.push((found.name, spec));
                 }
-                r.path = outer;
+                (r.path, r.base) = (outer, base);
             }
             specs
         };
         for (name, spec) in read(self, chosen.map(|overlay| (&environment, overlay))) {
             notes.extend(warnings(&name, &spec));
             workloads.insert(name, spec);
+        }
+        if sectioned && workloads.is_empty() && self.errors.is_empty() {
+            let section = entries.iter().find(|e| KINDS.iter().any(|(kind, _)| e.key == *kind));
+            self.error(&section.and_then(|e| e.key_span.clone()), None, "the file holds no workload").hint =
+                Some("add one: [service.NAME] with `run = \"COMMAND\"`".into());
         }
         // A mistake in another environment's overlay must not wait for the day it is deployed to.
         for (name, overlay) in overlays.iter().filter(|(name, _)| *name != environment) {
@@ -210,6 +232,11 @@ impl Reader<'_> {
             if entries.is_empty() {
                 self.error(&root.span.clone().and(top), None, "the file is empty").hint =
                     Some("`optimus init` writes one to start from".into());
+                return Vec::new();
+            }
+            if entries.iter().all(|e| e.key == "project" || e.key == "env") {
+                self.error(&entries[0].key_span, None, "the file holds no workload").hint =
+                    Some("add `name = \"NAME\"` and `run = \"COMMAND\"`, or [service.NAME] sections".into());
                 return Vec::new();
             }
             let mut known = fields::below("");
@@ -351,7 +378,8 @@ impl Reader<'_> {
     pub fn unknown(&mut self, entries: &[Entry], known: &[&str], inside: &str) {
         for entry in entries.iter().filter(|e| !known.contains(&e.key.as_str())) {
             let meant = ELSEWHERE.iter().find(|(word, here)| *word == entry.key && known.contains(here)).map(|(_, here)| *here);
-            let hint = meant.or_else(|| nearest(&entry.key, known)).map(|k| format!("did you mean `{k}`?"));
+            let near = meant.or_else(|| nearest(&entry.key, known)).map(|k| format!("did you mean `{k}`?"));
+            let hint = near.or_else(|| elsewhere(&entry.key, inside));
             let place = if inside.is_empty() { String::new() } else { format!(" in `{inside}`") };
             let error = self.error(&entry.key_span, Some(&entry.key), format!("unknown key `{}`{place}", printable(&entry.key)));
             error.hint = hint.or_else(|| (known.len() <= 8).then(|| format!("known are {}", known.join(", "))));
@@ -433,6 +461,21 @@ impl Reader<'_> {
     }
 }
 
+/// Where a key that is not known here belongs.
+fn elsewhere(key: &str, inside: &str) -> Option<String> {
+    match key {
+        "name" if inside.is_empty() => return Some("a section is named by its header; only a flat file has `name`, at its top".into()),
+        "project" => return Some("`project` stands at the top of the file".into()),
+        _ => {}
+    }
+    let plain = key.replace('-', "_");
+    if !inside.is_empty() || plain.is_empty() {
+        return None;
+    }
+    let owner = fields::FIELDS.iter().find_map(|f| f.name.split_once('.').filter(|(_, last)| *last == plain))?;
+    Some(format!("`{plain}` is a field of `{}`", owner.0))
+}
+
 /// A workload of the file, before its fields are read.
 struct Found {
     kind: Kind,
@@ -450,6 +493,10 @@ fn place(entries: &[Entry], field: &[String]) -> Option<Range<usize>> {
     let (key, rest) = field.split_first()?;
     let entry = entries.iter().find(|e| e.key == *key).or_else(|| entries.iter().find(|e| key == "ports" && e.key == "port"))?;
     let deeper = match (&entry.node.value, rest) {
+        // What is wrong with a variable or a label is mostly its name.
+        (Value::Table(below), [name]) if key == "env" || key == "labels" => {
+            below.iter().find(|e| e.key == *name).and_then(|e| e.key_span.clone())
+        }
         (Value::Table(below), [_, ..]) => place(below, rest),
         (Value::List(items), [at]) => at.parse::<usize>().ok().and_then(|at| items.get(at)?.span.clone()),
         _ => None,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use super::command::parse_line;
-use super::error::{parse, printable};
+use super::error::{nearest, parse, printable};
 use super::node::{Entry, Node, Value};
 use super::read::{Fields, Reader};
 use super::{fields, types::*};
@@ -27,36 +27,50 @@ impl Reader<'_> {
         match parse(text) {
             Ok(value) => Some(value),
             Err(error) => {
-                let hint = habit(text);
-                self.error(&node.span, Some(key), format!("`{key}`: {error}")).hint = hint;
+                let hint = habit(text).or_else(|| a_name(text).filter(|_| error.contains(" name")));
+                self.error(&node.span, Some(key), format!("`{}`: {error}", self.label(key))).hint = hint;
                 None
             }
         }
     }
 
     pub fn text(&mut self, key: &str, node: &Node) -> Option<String> {
+        let label = format!("`{}`", self.label(key));
+        self.text_of(key, &label, node)
+    }
+
+    fn text_of(&mut self, key: &str, label: &str, node: &Node) -> Option<String> {
         match &node.value {
             Value::Text(text) if text.contains('\0') => {
-                self.error(&node.span, Some(key), format!("`{key}` holds a NUL"));
+                self.error(&node.span, Some(key), format!("{label} holds a NUL"));
                 None
             }
             Value::Text(text) => Some(text.clone()),
             other => {
-                self.error(&node.span, Some(key), format!("`{key}` must be text, not {}", other.kind()));
+                let hint = match other {
+                    Value::Integer(n) => Some(format!("write \"{n}\"")),
+                    Value::Float(_, text) => Some(format!("write \"{}\"", printable(text))),
+                    Value::Other("a date") => Some("put it in quotes".into()),
+                    _ => None,
+                };
+                self.error(&node.span, Some(key), format!("{label} must be text, not {}", other.kind())).hint = hint;
                 None
             }
         }
     }
 
     pub fn integer(&mut self, key: &str, node: &Node, least: i64, most: i64) -> Option<i64> {
-        match node.value {
-            Value::Integer(n) if (least..=most).contains(&n) => Some(n),
+        let label = self.label(key);
+        match &node.value {
+            Value::Integer(n) if (least..=most).contains(n) => Some(*n),
             Value::Integer(n) => {
-                self.error(&node.span, Some(key), format!("`{key}` is {n}; it must be from {least} to {most}"));
+                self.error(&node.span, Some(key), format!("`{label}` is {n}; it must be from {least} to {most}"));
                 None
             }
-            ref other => {
-                self.error(&node.span, Some(key), format!("`{key}` must be an integer from {least} to {most}, not {}", other.kind()));
+            other => {
+                let message = format!("`{label}` must be an integer from {least} to {most}, not {}", other.kind());
+                let quoted = matches!(other, Value::Text(text) if text.parse::<i64>().is_ok());
+                self.error(&node.span, Some(key), message).hint = quoted.then(|| "write the number without quotes".into());
                 None
             }
         }
@@ -66,7 +80,8 @@ impl Reader<'_> {
         match &node.value {
             Value::Text(text) => self.parsed(key, node, text),
             other => {
-                let error = self.error(&node.span, Some(key), format!("`{key}` must be a duration such as \"30s\", not {}", other.kind()));
+                let message = format!("`{}` must be a duration such as \"30s\", not {}", self.label(key), other.kind());
+                let error = self.error(&node.span, Some(key), message);
                 if let Value::Integer(n) = other {
                     error.hint = Some(format!("did you mean \"{n}s\"?"));
                 }
@@ -80,7 +95,9 @@ impl Reader<'_> {
             Value::Integer(n) if *n >= 0 => Some(Bytes(*n as u64)),
             Value::Text(text) => self.parsed(key, node, text),
             other => {
-                self.error(&node.span, Some(key), format!("`{key}` must be a size such as \"256M\", not {}", other.kind()));
+                let what = if matches!(other, Value::Integer(_)) { "a negative number" } else { other.kind() };
+                let message = format!("`{}` must be a size such as \"256M\", not {what}", self.label(key));
+                self.error(&node.span, Some(key), message);
                 None
             }
         }
@@ -99,7 +116,14 @@ impl Reader<'_> {
                 }
             };
         }
-        self.size("memory", node).map(|size| (size, size))
+        let read = self.size("memory", node).map(|size| (size, size));
+        if let (None, Value::Text(text)) = (&read, &node.value)
+            && text.trim_start_matches('-').contains('-')
+            && let Some(error) = self.errors.last_mut()
+        {
+            error.hint = Some("a range is written \"128M..256M\"".into());
+        }
+        read
     }
 
     pub fn cpu(&mut self, node: &Node) -> Option<Millicores> {
@@ -122,11 +146,46 @@ impl Reader<'_> {
     }
 
     pub fn list(&mut self, key: &str, node: &Node) -> Vec<String> {
+        let label = self.label(key);
         let Value::List(items) = &node.value else {
-            self.error(&node.span, Some(key), format!("`{key}` must be a list of strings, not {}", node.value.kind()));
+            let message = format!("`{label}` must be a list of strings, not {}", node.value.kind());
+            let hint = example(&label);
+            self.error(&node.span, Some(key), message).hint = hint;
             return Vec::new();
         };
-        items.iter().filter_map(|item| self.text(key, item)).collect()
+        let label = format!("each item of `{label}`");
+        self.within(key, |r| items.iter().enumerate().filter_map(|(n, item)| r.text_of(&n.to_string(), &label, item)).collect())
+    }
+
+    /// A command line, or its words.
+    fn words(&mut self, key: &str, node: &Node) -> Option<Run> {
+        let label = self.label(key);
+        match &node.value {
+            Value::List(_) => {
+                let argv = self.list(key, node);
+                if matches!(&node.value, Value::List(items) if items.is_empty()) {
+                    self.error(&node.span, Some(key), format!("`{label}` is an empty list"));
+                    return None;
+                }
+                Some(Run::Argv(argv))
+            }
+            Value::Text(_) => {
+                let line = self.text(key, node)?;
+                match parse_line(&line) {
+                    Ok(run) => Some(run),
+                    Err(why) => {
+                        self.error(&node.span, Some(key), format!("`{label}`: {why}"));
+                        None
+                    }
+                }
+            }
+            other => {
+                let message = format!("`{label}` must be a command line or a list of strings, not {}", other.kind());
+                let hint = example(&label);
+                self.error(&node.span, Some(key), message).hint = hint;
+                None
+            }
+        }
     }
 
     /// A table of text; numbers and booleans are taken as they would be written.
@@ -150,23 +209,7 @@ impl Reader<'_> {
     }
 
     pub fn run(&mut self, node: &Node) -> Option<Run> {
-        match &node.value {
-            Value::List(_) => {
-                let argv = self.list("run", node);
-                if argv.is_empty() {
-                    self.error(&node.span, Some("run"), "`run` is an empty list");
-                }
-                Some(Run::Argv(argv))
-            }
-            Value::Text(_) => {
-                let line = self.text("run", node)?;
-                parse_line(&line).map_err(|why| self.error(&node.span, Some("run"), format!("`run`: {why}")).path.len()).ok()
-            }
-            other => {
-                self.error(&node.span, Some("run"), format!("`run` must be a command line or a list of strings, not {}", other.kind()));
-                None
-            }
-        }
+        self.words("run", node)
     }
 
     /// The path itself: whether it exists is the node's business. `.` goes; `..` stays, it may follow a link.
@@ -214,11 +257,13 @@ impl Reader<'_> {
             Value::Text(text) if text == "auto" => Some(None),
             Value::Integer(n) if (1..=65535).contains(n) => Some(Some(*n as u16)),
             Value::Integer(n) => {
-                self.error(&node.span, Some(key), format!("`{key}` is {n}; a port is from 1 to 65535"));
+                let label = self.label(key);
+                self.error(&node.span, Some(key), format!("`{label}` is {n}; a port is from 1 to 65535"));
                 None
             }
             other => {
-                let error = self.error(&node.span, Some(key), format!("`{key}` must be \"auto\" or a port number, not {}", shown(other)));
+                let message = format!("`{}` must be \"auto\" or a port number, not {}", self.label(key), shown(other));
+                let error = self.error(&node.span, Some(key), message);
                 if let Value::Text(text) = other {
                     error.hint = if text.parse::<u16>().is_ok() {
                         Some("write the number without quotes".into())
@@ -243,13 +288,21 @@ impl Reader<'_> {
                         Some(key),
                         format!("`{key}` must be a path that starts with /, \"tcp\", \"none\" or a table, not \"{}\"", printable(other)),
                     );
-                    error.hint = nearest(other, &["tcp", "none"]).map(|k| format!("did you mean \"{k}\"?"));
+                    let address = other.split_once("://").and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..]));
+                    error.hint = match (nearest(other, &["tcp", "none"]), address) {
+                        (Some(known), _) => Some(format!("did you mean \"{known}\"?")),
+                        (None, Some(path)) => Some(format!("write the path alone: \"{}\"", printable(path))),
+                        (None, None) if other == "grpc" => Some("write { grpc = \"\" }".into()),
+                        (None, None) => Some(format!("did you mean \"/{}\"?", printable(other))),
+                    };
                     None
                 }
             },
             Value::Table(entries) => self.within(key, |r| r.probe_table(key, entries, &node.span)),
             other => {
-                self.error(&node.span, Some(key), format!("`{key}` must be a path, \"tcp\", \"none\" or a table, not {}", other.kind()));
+                let none = matches!(other, Value::Bool(false)).then(|| "write \"none\"".into());
+                self.error(&node.span, Some(key), format!("`{key}` must be a path, \"tcp\", \"none\" or a table, not {}", other.kind()))
+                    .hint = none;
                 None
             }
         }
@@ -257,6 +310,7 @@ impl Reader<'_> {
 
     fn probe_table(&mut self, key: &str, entries: &[Entry], span: &Option<Range<usize>>) -> Option<Probe> {
         let known = fields::below("health");
+        let before = self.errors.len();
         self.unknown(entries, &known, key);
         let f = Fields { entries };
         let mut checks = Vec::new();
@@ -266,7 +320,8 @@ impl Reader<'_> {
         match f.get("tcp") {
             Some(Node { value: Value::Bool(true), .. }) => checks.push(Check::Tcp),
             Some(node) => {
-                self.error(&node.span, Some("tcp"), "`tcp` can only be true");
+                let message = format!("`{}` can only be true", self.label("tcp"));
+                self.error(&node.span, Some("tcp"), message);
             }
             None => {}
         }
@@ -274,9 +329,12 @@ impl Reader<'_> {
             checks.extend(self.text("grpc", node).map(|service| Check::Grpc { service }));
         }
         if let Some(node) = f.get("command") {
-            checks.push(Check::Command { argv: self.list("command", node) });
+            checks.extend(self.words("command", node).map(|run| Check::Command { argv: run.argv() }));
         }
         let asked = ["http", "tcp", "grpc", "command"].iter().filter(|k| f.get(k).is_some()).count();
+        if asked == 0 && self.errors.len() > before {
+            return None; // the unknown key was meant to say it
+        }
         if asked != 1 {
             let what = if asked == 0 { "says nothing to check" } else { "has more than one check" };
             self.error(span, None, format!("`{key}` {what}")).hint = Some("give one of http, tcp, grpc, command".into());
@@ -354,6 +412,7 @@ impl Reader<'_> {
 
     fn strategy(&mut self, key: &str, node: &Node) -> Option<Strategy> {
         let known = ["rolling", "canary", "blue-green"];
+        let label = self.label(key);
         match self.text(key, node)?.as_str() {
             "rolling" => Some(Strategy::Rolling),
             "canary" => Some(Strategy::Canary),
@@ -361,7 +420,7 @@ impl Reader<'_> {
             other => {
                 let hint =
                     nearest(other, &known).map_or_else(|| format!("known are {}", known.join(", ")), |k| format!("did you mean \"{k}\"?"));
-                self.error(&node.span, Some(key), format!("`{key}`: there is no strategy \"{}\"", printable(other))).hint = Some(hint);
+                self.error(&node.span, Some(key), format!("`{label}`: there is no strategy \"{}\"", printable(other))).hint = Some(hint);
                 None
             }
         }
@@ -372,6 +431,19 @@ impl Reader<'_> {
         let size = f.as_ref().and_then(|f| f.get("size")).and_then(|n| self.within("logs", |r| r.size("size", n)));
         Logs { size: size.unwrap_or(Bytes::mib(32)) }
     }
+}
+
+/// How a field is written, for one that was written wrongly.
+pub(super) fn example(label: &str) -> Option<String> {
+    fields::field(label).map(|f| format!("for example {}", f.example))
+}
+
+/// The name nearest to a text that is none.
+fn a_name(text: &str) -> Option<String> {
+    let plain = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' };
+    let text: String = text.to_lowercase().chars().take(crate::ids::NAME_MAX).map(plain).collect();
+    let text = text.trim_start_matches(|c: char| !c.is_ascii_lowercase()).trim_end_matches('-');
+    Name::new(text).ok().map(|name| format!("did you mean \"{name}\"?"))
 }
 
 /// What a size or a share of a CPU of another tool would be here.
@@ -389,15 +461,6 @@ fn habit(text: &str) -> Option<String> {
 
 pub(super) fn probe(check: Check) -> Probe {
     Probe { check, port: None, interval: INTERVAL, timeout: Span::secs(1), grace: Span::secs(10), healthy_after: 1, unhealthy_after: 3 }
-}
-
-/// The known word nearest to one that is not, if it is near enough to be meant.
-pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    if word.len() > 64 {
-        return None;
-    }
-    let (best, score) = known.iter().map(|k| (*k, strsim::jaro_winkler(word, k))).max_by(|a, b| a.1.total_cmp(&b.1))?;
-    (score >= 0.78).then_some(best)
 }
 
 fn shown(value: &Value) -> String {
