@@ -24,7 +24,8 @@ health = { http = "/healthz", interval = "5s", port = "admin" }
 liveness = "tcp"
 cpu = 0.5
 memory = "128M..256M"
-env = { LOG = "info", N = 4 }
+env.LOG = "info"
+env.N = 4
 labels = { team = "shop" }
 restart = { delay = "1s", delay_max = "1m" }
 stop = { signal = "INT", grace = "30s" }

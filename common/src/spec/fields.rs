@@ -36,7 +36,7 @@ fields! {
         "Runs a container of this image instead of a process of the host.";
     "dir", "a path on the node", "the directory of the file", "dir = \"/srv/web\"", true,
         "Working directory. A relative path starts at the directory of the file.";
-    "env", "a table of values", "empty", "env = { LOG_LEVEL = \"info\", WORKERS = 4 }", true,
+    "env", "a table of values", "empty", "env.LOG_LEVEL = \"info\"\nenv.WORKERS = 4", true,
         "Environment of the process. It starts clean: PATH, HOME, USER, LANG, TMPDIR, then these, then PORT, PORT_<NAME> and OPTIMUS_*.";
     "user", "a user of the node", "the agent's default for workloads", "user = \"www-data\"", true,
         "Who the process runs as.";

@@ -218,6 +218,11 @@ fn syntax_error(text: &str, span: Range<usize>, message: &str) -> SpecError {
         }
         m if m.starts_with("unexpected leading zero") => error("a number must not start with 0"),
         m if m.starts_with("extra `=`") => error("one `=` is too many"),
+        m if m.contains("cannot extend") => {
+            let key = super::error::printable(here);
+            let hint = format!("a table written as {{ ... }} ends there; write its values as `{key}.NAME = ...`");
+            error(&format!("`{key}` has its value already")).hint(hint)
+        }
         "recursion limit" => error(&format!("nested more than {DEPTH_MAX} deep")),
         // The parser may name what it met and what it expected on lines of their own.
         m => {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::check::{check_workload, warnings};
 use super::error::{SpecError, nearest, parse, printable};
 use super::node::{Entry, Node, Value};
-use super::values::{example, probe};
+use super::values::{a_name, example, probe};
 use super::{Context, Parsed, fields, types::*};
 use crate::ids::Name;
 use crate::units::{Bytes, Millicores};
@@ -336,14 +336,11 @@ impl Reader<'_> {
                 continue;
             }
             let Some(workloads) = self.table(word, &section.node) else { continue };
-            for entry in over.iter().filter(|o| !workloads.iter().any(|w| w.key == o.key)) {
-                self.error(&entry.key_span, Some(&entry.key), format!("there is no [{word}.{}] to lay this over", entry.key));
-            }
             for workload in workloads {
                 let name = self.within(word, |r| match parse::<Name>(&workload.key) {
                     Ok(name) => Some(name),
                     Err(error) => {
-                        r.error(&workload.key_span, Some(&workload.key), error);
+                        r.error(&workload.key_span, Some(&workload.key), error).hint = a_name(&workload.key);
                         None
                     }
                 });

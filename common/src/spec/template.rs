@@ -54,7 +54,10 @@ fn write(name: &str, detected: Option<&Detected>) -> String {
     let above = ["name", "run", "copies", "port", "health", "cpu", "memory"];
     for field in FIELDS.iter().filter(|f| !f.name.contains('.') && !above.contains(&f.name)) {
         let note = if field.available { "" } else { " (not available yet)" };
-        let _ = writeln!(text, "#\n# {}{note}\n# {}", first_sentence(field.about), field.example);
+        let _ = writeln!(text, "#\n# {}{note}", first_sentence(field.about));
+        for line in field.example.lines() {
+            let _ = writeln!(text, "# {line}");
+        }
         let prefix = format!("{}.", field.name);
         let below: Vec<&str> = FIELDS.iter().filter_map(|f| f.name.strip_prefix(&prefix)).filter(|f| *f != "NAME").collect();
         if !below.is_empty() {

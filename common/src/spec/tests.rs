@@ -96,7 +96,7 @@ fn the_template_is_valid_and_names_every_field() {
     let text = template();
     assert!(not_available(&good(&text).spec).is_empty());
     for name in field_names().iter().filter(|n| !n.contains('.')) {
-        assert!(text.contains(&format!("{name} = ")) || text.contains(&format!("{name} =")), "{name} is not in the template");
+        assert!(text.contains(&format!("{name} = ")) || text.contains(&format!("# {name}.")), "{name} is not in the template");
     }
 }
 
@@ -132,6 +132,8 @@ fn every_field_is_documented_and_its_example_is_read() {
 mod properties {
     use super::*;
     use proptest::prelude::*;
+    use proptest::strategy::Strategy;
+    use proptest::{collection, sample};
 
     /// Pieces that get a document past the first checks.
     const PIECES: &[&str] = &[
@@ -181,6 +183,51 @@ mod properties {
         "\"SIGTERM\"\n",
     ];
 
+    /// Values that fit some field, mostly.
+    fn value() -> impl Strategy<Value = serde_json::Value> {
+        let plain = prop_oneof![
+            sample::select(
+                &["auto", "web", "128M", "128M..1G", "30s", "/h", "tcp", "none", "canary", "INT", "a 'b c'", "a | b", "", "\u{1b}"][..]
+            )
+            .prop_map(Into::into),
+            sample::select(&[0i64, 1, 3, 80, 9000, 70_000, -1][..]).prop_map(Into::into),
+            sample::select(&[0.5, 1.5, 0.0001][..]).prop_map(Into::into),
+            any::<bool>().prop_map(Into::into),
+        ];
+        let list = collection::vec(sample::select(&["A", "B", "a-b", "x"][..]), 0..4).prop_map(|items| serde_json::json!(items));
+        prop_oneof![4 => plain.clone(), 1 => list, 2 => table(plain)]
+    }
+
+    fn table<S: Strategy<Value = serde_json::Value>>(value: S) -> impl Strategy<Value = serde_json::Value> {
+        let inner: Vec<&str> =
+            field_names().into_iter().filter_map(|n| n.split_once('.')).map(|(_, key)| key).chain(["A", "a-b", "PORT"]).collect();
+        collection::btree_map(sample::select(inner).prop_map(str::to_owned), value, 0..4).prop_map(|map| serde_json::json!(map))
+    }
+
+    /// Fields with values: flat, in sections, with an overlay.
+    fn document() -> impl Strategy<Value = serde_json::Value> {
+        let names: Vec<&str> = fields::below("").into_iter().filter(|n| *n != "name" && *n != "project").chain(["memroy"]).collect();
+        let fields = || collection::btree_map(sample::select(names.clone()).prop_map(str::to_owned), value(), 0..6);
+        (fields(), fields(), any::<bool>(), any::<bool>()).prop_map(|(mut base, over, flat, with_over)| {
+            base.entry("run".into()).or_insert("x".into());
+            let mut doc = serde_json::Map::new();
+            let over = serde_json::json!(over);
+            if flat {
+                doc.extend(base);
+                doc.insert("name".into(), "web".into());
+                if with_over {
+                    doc.insert("env".into(), serde_json::json!({ "dev": over, "A": "1" }));
+                }
+            } else {
+                doc.insert("service".into(), serde_json::json!({ "web": base }));
+                if with_over {
+                    doc.insert("env".into(), serde_json::json!({ "dev": { "service": { "web": over } } }));
+                }
+            }
+            serde_json::Value::Object(doc)
+        })
+    }
+
     proptest! {
         #[test]
         fn property_no_document_panics_and_errors_have_places(pieces in proptest::collection::vec(proptest::sample::select(PIECES), 0..40)) {
@@ -196,6 +243,28 @@ mod properties {
         fn property_no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let text = String::from_utf8_lossy(&bytes);
             let _ = parse_toml("f", &text, &context()).map_err(|e| e.to_string());
+        }
+
+        #[test]
+        fn property_toml_and_json_of_one_shape_say_the_same(doc in document()) {
+            let text = toml::to_string(&doc).unwrap();
+            match (parse_toml("f", &text, &context()), parse_json(&doc, &context())) {
+                (Ok(toml), Ok(json)) => {
+                    prop_assert_eq!(&toml, &json);
+                    let stored = serde_json::to_string(&toml.spec).unwrap();
+                    prop_assert_eq!(serde_json::from_str::<ProjectSpec>(&stored).unwrap(), toml.spec);
+                }
+                (Err(toml), Err(json)) => {
+                    // In the order of their places, which JSON has not; what is told, and of what, is the same.
+                    let told = |errors: &SpecErrors| {
+                        let mut all: Vec<_> = errors.errors.iter().map(|e| (e.pointer(), e.message.clone())).collect();
+                        all.sort();
+                        all
+                    };
+                    prop_assert_eq!(told(&toml), told(&json));
+                }
+                (toml, json) => prop_assert!(false, "{:?}\n{:?}\n{}", toml, json, text),
+            }
         }
 
         #[test]
@@ -326,6 +395,16 @@ fn every_line_the_template_offers_is_valid_when_it_is_taken() {
         .filter(|l| l.split_once(" = ").is_some_and(|(k, _)| field(k).is_some()))
         .collect();
     assert!(offered.len() > 12, "{offered:?}");
+    // Variables and an overlay, both as the template offers them, do not exclude each other.
+    let both: String = text
+        .lines()
+        .map(|l| match l.strip_prefix("# ") {
+            Some(line) if line.starts_with("env.") || line == "[env.prod]" || line == "copies = 3" => format!("{line}\n"),
+            _ => format!("{l}\n"),
+        })
+        .collect();
+    let parsed = good(&both);
+    assert_eq!((parsed.environments.len(), one(&parsed).env.len()), (1, 2), "{both}");
     for line in offered {
         let key = line.split(" = ").next().unwrap();
         let job_only = field(key).unwrap().kinds() == [Kind::Job];

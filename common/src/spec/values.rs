@@ -241,7 +241,7 @@ impl Reader<'_> {
                         .filter_map(|entry| match parse::<Name>(&entry.key) {
                             Ok(name) => r.port(&entry.key, &entry.node).map(|fixed| Port { name, fixed }),
                             Err(error) => {
-                                r.error(&entry.key_span, Some(&entry.key), format!("a port's name: {error}"));
+                                r.error(&entry.key_span, Some(&entry.key), format!("a port's name: {error}")).hint = a_name(&entry.key);
                                 None
                             }
                         })
@@ -435,11 +435,14 @@ impl Reader<'_> {
 
 /// How a field is written, for one that was written wrongly.
 pub(super) fn example(label: &str) -> Option<String> {
-    fields::field(label).map(|f| format!("for example {}", f.example))
+    fields::field(label).map(|f| format!("for example {}", f.example.lines().next().unwrap_or("").trim()))
 }
 
 /// The name nearest to a text that is none.
-fn a_name(text: &str) -> Option<String> {
+pub(super) fn a_name(text: &str) -> Option<String> {
+    if printable(text) != text {
+        return None;
+    }
     let plain = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' };
     let text: String = text.to_lowercase().chars().take(crate::ids::NAME_MAX).map(plain).collect();
     let text = text.trim_start_matches(|c: char| !c.is_ascii_lowercase()).trim_end_matches('-');
