@@ -518,6 +518,11 @@ const MERGED: [&str; 2] = ["env", "labels"];
 fn merge(base: &[Entry], over: &[Entry], env: Option<&Name>) -> Vec<Entry> {
     let env = env.map(Name::to_string);
     let mut out = base.to_vec();
+    // `port` over `ports`, and the other way round, replaces as well. An overlay with both keeps both, to be refused.
+    let is_port = |e: &Entry| e.key == "port" || e.key == "ports";
+    if over.iter().any(is_port) {
+        out.retain(|e| !is_port(e));
+    }
     for entry in over {
         let entry = &Entry { overlay: env.clone(), ..entry.clone() };
         let at = out.iter().position(|e| e.key == entry.key);
@@ -533,14 +538,8 @@ fn merge(base: &[Entry], over: &[Entry], env: Option<&Name>) -> Vec<Entry> {
                 };
                 out[at].node = Node { value: merged, span: entry.node.span.clone() };
             }
-            // `port` over `ports`, and the other way round, replaces as well.
             Some(at) => out[at] = entry.clone(),
-            None => {
-                if entry.key == "port" || entry.key == "ports" {
-                    out.retain(|e| e.key != "port" && e.key != "ports");
-                }
-                out.push(entry.clone());
-            }
+            None => out.push(entry.clone()),
         }
     }
     out
