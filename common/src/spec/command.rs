@@ -37,11 +37,7 @@ fn uses_shell(line: &str) -> Result<bool, &'static str> {
     while let Some(c) = chars.next() {
         let at_start = std::mem::replace(&mut word_start, c.is_whitespace());
         match c {
-            '\\' => {
-                if chars.next().is_none() {
-                    return Err("the command ends in a lone `\\`");
-                }
-            }
+            '\\' => _ = chars.next().ok_or("the command ends in a lone `\\`")?,
             '\'' => loop {
                 match chars.next() {
                     Some('\'') => break,
@@ -52,7 +48,7 @@ fn uses_shell(line: &str) -> Result<bool, &'static str> {
             '"' => loop {
                 match chars.next() {
                     Some('"') => break,
-                    Some('\\') => drop(chars.next()),
+                    Some('\\') => _ = chars.next(),
                     Some('$' | '`') => shell = true,
                     Some(_) => {}
                     None => return Err("a `\"` in the command is not closed"),

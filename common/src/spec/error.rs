@@ -88,7 +88,7 @@ impl SpecErrors {
         let Some(span) = &error.span else {
             let pointer = error.pointer();
             if !pointer.is_empty() {
-                writeln!(f, "  at {pointer}")?;
+                writeln!(f, "  at {}", printable_up_to(&pointer, 200))?; // its keys are the user's
             }
             return if hint.is_empty() { Ok(()) } else { writeln!(f, "  {hint}") };
         };
@@ -132,10 +132,13 @@ fn is_printable(c: char) -> bool {
 
 /// Text of the user inside a message: escaped where it does not print, and short.
 pub(super) fn printable(text: &str) -> String {
-    const LONGEST: usize = 60;
+    printable_up_to(text, 60)
+}
+
+fn printable_up_to(text: &str, longest: usize) -> String {
     let escaped = |c: char| if is_printable(c) { c.to_string() } else { c.escape_default().to_string() };
-    let clean: String = text.chars().take(LONGEST).map(escaped).collect();
-    if text.chars().count() > LONGEST { format!("{clean}...") } else { clean }
+    let clean: String = text.chars().take(longest).map(escaped).collect();
+    if text.chars().count() > longest { format!("{clean}...") } else { clean }
 }
 
 /// Reads a quantity or a name. Their errors repeat the text, which need not be fit for that.

@@ -413,7 +413,8 @@ fn every_line_the_template_offers_is_valid_when_it_is_taken() {
         }
         let kept: String = text
             .lines()
-            .filter(|l| !(l.starts_with(key) && l[key.len()..].starts_with(" =")) && !(key == "ports" && l.starts_with("port =")))
+            .filter(|l| !l.strip_prefix(key).is_some_and(|rest| rest.starts_with(" =")))
+            .filter(|l| key != "ports" || !l.starts_with("port ="))
             .map(|l| format!("{l}\n"))
             .collect();
         good(&kept.replacen(&format!("# {line}\n"), &format!("{line}\n"), 1));
