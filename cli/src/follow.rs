@@ -218,7 +218,9 @@ pub async fn failure(client: &Client, progress: &Progress, request_id: Option<&s
     if exit == Exit::DeploymentFailed
         && let Some(copy) = culprit(progress)
     {
-        if let Some(reason) = copy.reason.as_ref().filter(|reason| !failure.why.iter().any(|why| why.contains(&reason.message))) {
+        if let Some(reason) =
+            copy.reason.as_ref().filter(|reason| !reason.detail.is_calm() && !failure.why.iter().any(|why| why.contains(&reason.message)))
+        {
             failure.why.push(format!("{}: {}", copy.name, reason.message));
         }
         let lines = last_lines(client, copy, *phase).await;

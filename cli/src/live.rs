@@ -72,14 +72,17 @@ pub fn painted_stage(copy: &Allocation, paint: Paint, width: usize) -> String {
 /// Why a copy is not ready, if there is more to say than its stage.
 fn trouble(copy: &Allocation) -> Option<String> {
     let reason = copy.reason.as_ref().filter(|_| !copy.ready)?;
-    (!matches!(reason.detail, optimus_common::Reason::Starting)).then(|| printable(&reason.message))
+    (!reason.detail.is_calm()).then(|| printable(&reason.message))
 }
 
 /// Line of one deployment.
 pub fn headline(deployment: &Deployment) -> String {
-    let Deployment { key, release, ready, wanted, phase, from_release, .. } = deployment;
+    let Deployment { key, release, ready, wanted, phase, from_release, reason, .. } = deployment;
     let doing = match phase {
-        DeploymentPhase::Running => format!("{ready}/{wanted} ready"),
+        DeploymentPhase::Running => match reason {
+            Some(reason) => format!("{ready}/{wanted} ready, waiting: {}", printable(&reason.message)),
+            None => format!("{ready}/{wanted} ready"),
+        },
         DeploymentPhase::Succeeded => format!("succeeded, {ready}/{wanted} ready"),
         DeploymentPhase::Failed => "failed".to_owned(),
         DeploymentPhase::RollingBack => match from_release {
@@ -139,7 +142,7 @@ impl View {
 /// A line for each change.
 pub struct Plain {
     terminal: Terminal,
-    deployments: BTreeMap<DeploymentId, (DeploymentPhase, u32, u32)>,
+    deployments: BTreeMap<DeploymentId, String>,
     copies: BTreeMap<AllocId, String>,
 }
 
@@ -152,9 +155,10 @@ impl Plain {
         let mut lines = Vec::new();
         let time = clock_time(now);
         for (id, progress) in all {
-            let Deployment { phase, ready, wanted, .. } = progress.deployment;
-            if self.deployments.insert(*id, (phase, ready, wanted)) != Some((phase, ready, wanted)) {
-                lines.push(format!("{time} {}", headline(&progress.deployment)));
+            let headline = headline(&progress.deployment);
+            if self.deployments.get(id) != Some(&headline) {
+                lines.push(format!("{time} {headline}"));
+                self.deployments.insert(*id, headline);
             }
             for copy in progress.shown() {
                 let node = copy.node_name.as_deref().map(|node| format!(" on {node}")).unwrap_or_default();

@@ -162,10 +162,11 @@ pub fn age(span: Span) -> String {
     }
 }
 
-/// `0.4s`, `12s`, `3m20s`: how long something took.
+/// `430ms`, `1.4s`, `12s`, `3m20s`: how long something took.
 pub fn took(span: Span) -> String {
     match span.0 {
-        0..10_000 => format!("{}.{}s", span.0 / 1000, span.0 % 1000 / 100),
+        0..1000 => format!("{}ms", span.0),
+        1000..10_000 => format!("{}.{}s", span.0 / 1000, span.0 % 1000 / 100),
         10_000..60_000 => format!("{}s", span.0 / 1000),
         _ => Span(span.0 / 1000 * 1000).to_string(),
     }
@@ -208,7 +209,7 @@ mod tests {
         for (ms, text) in [(0, "0s"), (59_999, "59s"), (60_000, "1m"), (3_600_000, "1h"), (100_000_000, "27h"), (200_000_000, "2d")] {
             assert_eq!(age(Span(ms)), text);
         }
-        for (ms, text) in [(430, "0.4s"), (9_990, "9.9s"), (12_345, "12s"), (200_000, "3m20s")] {
+        for (ms, text) in [(430, "430ms"), (1430, "1.4s"), (9_990, "9.9s"), (12_345, "12s"), (200_000, "3m20s")] {
             assert_eq!(took(Span(ms)), text);
         }
     }

@@ -71,6 +71,14 @@ impl Source {
         if let Some(project) = project {
             parsed.spec.project = project.clone();
         }
+        let refused = spec::not_available(&parsed.spec);
+        if !refused.is_empty() {
+            // The server would refuse it for the same reason; here it takes no server to know.
+            let mut failure =
+                Failure::usage(format!("{} asks for what this version does not do yet", self.shown)).with_code(&code::NOT_AVAILABLE_YET);
+            failure.why = refused.into_iter().map(|fault| format!("{}: {}", fault.pointer, fault.message)).collect();
+            return Err(failure.hint("remove the fields named"));
+        }
         Ok(parsed)
     }
 }

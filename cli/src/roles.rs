@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,7 +44,7 @@ const CGROUP_OWNER: &str = "optimus";
 /// # Errors
 /// When it cannot start, or ends other than on request.
 pub async fn server(config: ServerConfig) -> anyhow::Result<()> {
-    logs("info")?;
+    logs("info,openraft=warn")?;
     let data_dir = config.data_dir.clone();
     let agent_listen = config.agent_listen;
     let config = server::ServerConfig {
@@ -77,8 +78,7 @@ pub async fn agent(config: AgentConfig) -> anyhow::Result<()> {
     logs("info")?;
     let env = HostEnv::new();
     let name = config.name.as_ref().map_or_else(host_name, Name::to_string);
-    optimus_host::files::create_private_dir(&config.data_dir.join("identity"))
-        .with_context(|| format!("failed to create {}", config.data_dir.display()))?;
+    agent_dirs(&config.data_dir)?;
     let identity = link::join_or_open(config.join.as_deref(), &name, &config.data_dir, &env).await?;
     let address = config.address.map_or_else(|| address_towards(&identity.servers), |ip| ip.to_string());
     let workload_user = config.workload_user.or_else(|| is_root().then(|| DEFAULT_WORKLOAD_USER.to_owned()));
@@ -195,7 +195,7 @@ async fn dev_agent(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<(Agent, tokio::task::JoinHandle<()>)> {
     let name = host_name();
-    optimus_host::files::create_private_dir(&dir.join("identity")).with_context(|| format!("failed to create {}", dir.display()))?;
+    agent_dirs(dir)?;
     let identity = match link::AgentIdentity::open(dir)? {
         Some(identity) => identity,
         None => {
@@ -221,6 +221,13 @@ async fn dev_agent(
     .await?;
     let link = tokio::spawn(link::run(identity, agent.workloads(), env.clone(), shutdown.child_token()));
     Ok((agent, link))
+}
+
+/// The agent's directory, which workloads of other users pass through to theirs, and the private one of its identity.
+fn agent_dirs(dir: &Path) -> anyhow::Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(dir);
+    made.and_then(|()| optimus_host::files::create_private_dir(&dir.join("identity")))
+        .with_context(|| format!("failed to create {}", dir.display()))
 }
 
 /// What `dev` writes below its directory, and removes when it is not to keep it.

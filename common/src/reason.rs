@@ -369,7 +369,7 @@ impl fmt::Display for Reason {
                 }
                 Ok(())
             }
-            WaitingForNode { node } => write!(f, "placed on {node}, which has not reported yet"),
+            WaitingForNode { node } => write!(f, "waiting for {node} to report"),
             NodeDown { node, since } => write!(f, "node {node} has not answered since {since}"),
             CommandNotFound { command } => write!(f, "command `{command}` not found on the node"),
             NotExecutable { command } => write!(f, "`{command}` may not be executed by the workload's user"),

@@ -128,7 +128,10 @@ impl Serialize for Millicores {
 impl<'de> Deserialize<'de> for Millicores {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         if d.is_human_readable() {
-            Millicores::from_cores(f64::deserialize(d)?).map_err(de::Error::custom)
+            // The range of what may be asked for is a rule of the spec; sums and rests may be anything from zero.
+            let millicores = (f64::deserialize(d)? * 1000.0).round();
+            let in_range = (0.0..=f64::from(u32::MAX)).contains(&millicores);
+            if in_range { Ok(Millicores(millicores as u32)) } else { Err(de::Error::custom("not a number of cores")) }
         } else {
             u32::deserialize(d).map(Millicores)
         }
@@ -161,6 +164,14 @@ mod tests {
         assert_eq!(Bytes(64 << 20).to_string(), "64M");
         assert_eq!(Bytes(1000).to_string(), "1000");
         assert_eq!(Bytes(67_000_000).human(), "63.9 MiB");
+    }
+
+    #[test]
+    fn no_cores_at_all_survive_json() {
+        assert_eq!(serde_json::from_str::<Millicores>("0.0").unwrap(), Millicores(0));
+        for bad in ["-1", "1e300", "\"1\""] {
+            assert!(serde_json::from_str::<Millicores>(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

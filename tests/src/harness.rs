@@ -12,6 +12,9 @@ use serde_json::Value;
 /// Longest any condition is waited for. Generous: the machine may be busy; a passing test never waits it out.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Exit code of a verb that names something that is not there.
+const NOT_FOUND: i32 = 3;
+
 /// Polls until `condition` gives a value; panics with `what` when patience is at its end.
 pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + PATIENCE;
@@ -251,10 +254,13 @@ impl Sandbox {
         });
     }
 
-    /// `ps --json` of a workload: its copies that should run.
+    /// `ps --json` of a workload: its copies that should run. None yet while it is not there.
     pub fn copies(&self, workload: &str) -> Vec<Value> {
-        let said = self.run(&["ps", workload, "--json"]).expect(0);
-        said.json()["items"].as_array().expect("a list").clone()
+        let said = self.run(&["ps", workload, "--json"]);
+        if said.code == NOT_FOUND {
+            return Vec::new();
+        }
+        said.expect(0).json()["items"].as_array().expect("a list").clone()
     }
 
     /// Waits until `n` copies of a workload are ready, and gives them.

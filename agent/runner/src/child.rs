@@ -23,7 +23,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    fn prepare(error: io::Error) -> Self {
+    pub fn prepare(error: io::Error) -> Self {
         Failure { step: Step::Prepare, errno: error.raw_os_error().unwrap_or(0), detail: error.to_string() }
     }
 }
@@ -39,6 +39,8 @@ struct Prepared {
     user: Option<User>,
     nofile: Option<u64>,
     umask: u32,
+    /// Ours, to see whether we are still there.
+    runner: libc::pid_t,
     // What the pointers above point into.
     _strings: Vec<CString>,
 }
@@ -71,6 +73,7 @@ impl Prepared {
             user: start.user.clone(),
             nofile: start.nofile,
             umask: start.umask,
+            runner: std::process::id() as libc::pid_t,
             _strings: strings,
         })
     }
@@ -79,7 +82,8 @@ impl Prepared {
 /// A name without a slash is looked for in the workload's own `PATH`, one with a slash from its directory.
 fn programs(start: &StartFile) -> Result<Vec<CString>, Failure> {
     let name = &start.argv[0];
-    if name.contains('/') {
+    // An empty name is nowhere to be found; joined to a directory it would be that.
+    if name.is_empty() || name.contains('/') {
         return Ok(vec![c_string(name.as_bytes())?]);
     }
     let path = start.env.iter().find(|(k, _)| k == "PATH").map_or("/usr/bin:/bin", |(_, v)| v.as_str());
@@ -117,7 +121,9 @@ pub fn start(start: &StartFile) -> Result<(u32, Output), Failure> {
                 Step::Directory => start.cwd.clone(),
                 Step::Exec => start.argv[0].clone(),
                 Step::User => start.user.as_ref().map_or_else(String::new, |u| format!("uid {} gid {}", u.uid, u.gid)),
-                Step::Limits | Step::Prepare => String::new(),
+                Step::Limits if which == 1 => format!("open files {}", start.nofile.unwrap_or(0)),
+                Step::Limits => "core files".to_owned(),
+                Step::Prepare => String::new(),
             };
             Err(Failure { step, errno, detail })
         }
@@ -179,20 +185,19 @@ unsafe fn become_program(p: &Prepared, out: i32, err: i32, tell: i32) -> ! {
             }
         }
         libc::umask(p.umask);
-        if let Some(user) = &p.user {
-            if libc::setgroups(user.groups.len(), user.groups.as_ptr()) != 0
+        if let Some(user) = &p.user
+            && (libc::setgroups(user.groups.len(), user.groups.as_ptr()) != 0
                 || libc::setresgid(user.gid, user.gid, user.gid) != 0
-                || libc::setresuid(user.uid, user.uid, user.uid) != 0
-            {
-                fail(Step::User, 0);
-            }
+                || libc::setresuid(user.uid, user.uid, user.uid) != 0)
+        {
+            fail(Step::User, 0);
         }
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
             fail(Step::User, 1);
         }
         // After the change of user, which clears it. A process without its runner would be without a keeper.
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
-        if libc::getppid() == 1 {
+        if libc::getppid() != p.runner {
             libc::_exit(127); // the runner died before the line above
         }
         if libc::chdir(p.cwd.as_ptr()) != 0 {
@@ -201,8 +206,11 @@ unsafe fn become_program(p: &Prepared, out: i32, err: i32, tell: i32) -> ! {
         if libc::dup2(out, 1) < 0 || libc::dup2(err, 2) < 0 {
             fail(Step::Prepare, 0);
         }
+        // The kernel's own call: the C library refuses two signals that it keeps for itself, yet they are inherited as
+        // ignored like all others. All zero is the default action, no flags, an empty mask.
+        let default = [0u64; 8];
         for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), 8usize);
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);

@@ -96,7 +96,7 @@ pub enum End {
     Exited {
         code: Option<i32>,
         signal: Option<i32>,
-        /// How many processes of the group the kernel killed for want of memory in this run.
+        /// How many processes of the group the kernel killed for want of memory in this run; see [`oom_kills`].
         oom_kills: u64,
         peak: Option<u64>,
         limit: Option<u64>,
@@ -404,6 +404,16 @@ pub fn start_time(pid: u32) -> Option<(u64, char)> {
     Some((fields.nth(18)?.parse().ok()?, state))
 }
 
+/// Processes killed for want of memory, from v1 `memory.oom_control` or v2 `memory.events`.
+///
+/// When v2 kills a group as a whole, the process that was chosen first is counted again with the others: one less for
+/// each time that was done, yet never none of some.
+pub fn oom_kills(text: &str) -> u64 {
+    let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok()).unwrap_or(0);
+    let (kills, groups) = (field("oom_kill"), field("oom_group_kill"));
+    kills.saturating_sub(groups).max(kills.min(1))
+}
+
 /// Identifies this boot of the host.
 pub fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_owned()).unwrap_or_default()
@@ -462,6 +472,15 @@ mod tests {
         }
         let status = Status { pid: 1, attempt: 2, dropped_lines: 3 };
         assert_eq!(Status::decode(&status.encode()), Some(status));
+    }
+
+    #[test]
+    fn one_that_was_killed_with_its_group_is_one() {
+        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), 3);
+        assert_eq!(oom_kills("low 0\nmax 9\noom 1\noom_kill 2\noom_group_kill 1\n"), 1);
+        assert_eq!(oom_kills("oom_kill 1\noom_group_kill 1\n"), 1, "the first was gone before the others were counted");
+        assert_eq!(oom_kills("oom_kill 0\noom_group_kill 0\n"), 0);
+        assert_eq!(oom_kills("oom_kill many\n"), 0);
     }
 
     #[test]

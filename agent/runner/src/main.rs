@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use optimus_runner::{
-    EXIT_FILE, End, ExitRecord, LOCK_FILE, RUN_FILE, RunRecord, START_FILE, StartFile, Step, boot_id, record, start_time,
+    EXIT_FILE, End, ExitRecord, LOCK_FILE, RUN_FILE, RunRecord, START_FILE, StartFile, Step, boot_id, record, record::Reserved, start_time,
 };
 
 use group::Group;
@@ -51,7 +51,6 @@ fn main() {
 fn run(dir: &Path) -> io::Result<()> {
     // Everything is named relative to the run directory: socket paths are short that way.
     std::env::set_current_dir(dir)?;
-    let here = Path::new(".");
     let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(LOCK_FILE)?;
     lock.try_lock().map_err(|_| io::Error::new(io::ErrorKind::AlreadyExists, format!("another runner holds {}", dir.display())))?;
     if Path::new(EXIT_FILE).exists() {
@@ -61,39 +60,37 @@ fn run(dir: &Path) -> io::Result<()> {
     let start = StartFile::decode(&bytes)?;
     drop(bytes);
 
-    let starter = sys::detach(lock.as_raw_fd())?;
+    sys::detach(lock.as_raw_fd())?;
     let signals = sys::ChildSignals::block()?;
     let server = Server::listen()?;
+    let exit = ExitFile { room: Reserved::take(EXIT_FILE)?, attempt: start.attempt };
     let group = Group::of(&start);
     let ooms_before = group.oom_kills();
+    let starter = sys::leave_stdio()?;
 
     let (child, output) = match child::start(&start) {
         Ok(started) => started,
         Err(failure) => {
-            write_exit(here, &start, failure_end(failure), 0)?;
-            return tell(starter, "failed\n");
+            exit.write(failure_end(failure), 0)?;
+            tell(starter, "failed\n");
+            return Ok(());
         }
     };
     let started = Instant::now();
-    let own = std::process::id();
-    let run = RunRecord {
-        attempt: start.attempt,
-        pid: child,
-        start_time: start_time(child).map_or(0, |(ticks, _)| ticks),
-        runner_pid: own,
-        runner_start_time: start_time(own).map_or(0, |(ticks, _)| ticks),
-        boot_id: boot_id(),
-        started_at_ms: sys::unix_ms(),
-    };
-    // Not synced: after a power cut there is nothing to find again.
-    fs::write(".run.new", run.encode())?;
-    fs::rename(".run.new", RUN_FILE)?;
-    tell(starter, "started\n")?;
+    if let Err(error) = write_run(start.attempt, child) {
+        // Nobody could find it again: it must not stay.
+        group.kill_all();
+        sys::reap_others();
+        exit.write(failure_end(child::Failure::prepare(error)), 0)?;
+        tell(starter, "failed\n");
+        return Ok(());
+    }
+    tell(starter, "started\n");
 
     let mut supervisor = Supervisor { start, child, group, signals, server, output, kill_at: None };
-    let status = supervisor.watch()?;
+    let status = supervisor.watch();
     let ran_for = started.elapsed();
-    supervisor.group.kill_all(child);
+    supervisor.group.kill_all();
     supervisor.drain();
     let Supervisor { start, group, mut server, output, .. } = supervisor;
     let end = End::Exited {
@@ -104,25 +101,52 @@ fn run(dir: &Path) -> io::Result<()> {
         limit: start.memory_limit,
         ran_for_ms: ran_for.as_millis() as u64,
     };
-    write_exit(here, &start, end, output.dropped())?;
+    exit.write(end, output.dropped())?;
     server.say_exit();
     Ok(())
 }
 
-/// A full disk must not lose the exit: it is tried for a while, then given up with the process gone anyway.
-fn write_exit(dir: &Path, start: &StartFile, end: End, dropped_lines: u64) -> io::Result<()> {
-    let exit = ExitRecord { attempt: start.attempt, ended_at_ms: sys::unix_ms(), end, dropped_lines };
-    let bytes = exit.encode();
-    let mut tries = 0;
-    loop {
-        match record::write_atomic(dir, EXIT_FILE, &bytes) {
-            Ok(()) => return Ok(()),
-            Err(error) if tries >= 5 => return Err(error),
-            Err(_) => {
-                // The oldest output makes room for what matters more.
-                output::drop_oldest_segment(dir);
-                tries += 1;
-                sys::pause(Duration::from_millis(50));
+fn write_run(attempt: u32, child: u32) -> io::Result<()> {
+    let own = std::process::id();
+    let run = RunRecord {
+        attempt,
+        pid: child,
+        start_time: start_time(child).map_or(0, |(ticks, _)| ticks),
+        runner_pid: own,
+        runner_start_time: start_time(own).map_or(0, |(ticks, _)| ticks),
+        boot_id: boot_id(),
+        started_at_ms: sys::unix_ms(),
+    };
+    // Not synced: after a power cut there is nothing to find again.
+    fs::write(".run.new", run.encode())?;
+    fs::rename(".run.new", RUN_FILE)
+}
+
+/// How the run ended, with room taken at its begin: a full disk must not lose it.
+struct ExitFile {
+    room: Reserved,
+    attempt: u32,
+}
+
+impl ExitFile {
+    fn write(self, end: End, dropped_lines: u64) -> io::Result<()> {
+        let bytes = ExitRecord { attempt: self.attempt, ended_at_ms: sys::unix_ms(), end, dropped_lines }.encode();
+        if bytes.len() <= Reserved::BYTES && self.room.write(&bytes).is_ok() {
+            return Ok(());
+        }
+        drop(self.room);
+        let here = Path::new(".");
+        let mut tries = 0;
+        loop {
+            match record::write_atomic(here, EXIT_FILE, &bytes) {
+                Ok(()) => return Ok(()),
+                Err(error) if tries >= 5 => return Err(error),
+                Err(_) => {
+                    // The oldest output makes room for what matters more.
+                    output::drop_oldest_segment(here);
+                    tries += 1;
+                    sys::pause(Duration::from_millis(50));
+                }
             }
         }
     }
@@ -134,10 +158,9 @@ fn failure_end(failure: child::Failure) -> End {
 }
 
 /// Tells the agent that waits on the other end of our former stdout.
-fn tell(starter: OwnedFd, word: &str) -> io::Result<()> {
+fn tell(starter: OwnedFd, word: &str) {
     // Nobody waits when the agent died meanwhile; that changes nothing.
     let _ = File::from(starter).write_all(word.as_bytes());
-    Ok(())
 }
 
 struct Supervisor {
@@ -153,7 +176,7 @@ struct Supervisor {
 
 impl Supervisor {
     /// Runs until the main process has ended; gives its wait status.
-    fn watch(&mut self) -> io::Result<i32> {
+    fn watch(&mut self) -> i32 {
         loop {
             let mut wait = self.kill_at.map(|at| at.saturating_duration_since(Instant::now()));
             if let Some(retry) = self.output.retry_in() {
@@ -163,14 +186,14 @@ impl Supervisor {
             set.add(Some(self.signals.fd()));
             self.output.register(&mut set);
             self.server.register(&mut set);
-            set.wait(wait)?;
+            set.wait(wait);
 
             if set.ready(0) {
                 self.signals.clear();
             }
             self.output.pump(&set);
             if let Some(status) = sys::reap(self.child) {
-                return Ok(status);
+                return status;
             }
             let status = optimus_runner::Status { pid: self.child, attempt: self.start.attempt, dropped_lines: self.output.dropped() };
             for request in self.server.requests(&set, &status) {
@@ -178,7 +201,7 @@ impl Supervisor {
             }
             if self.kill_at.is_some_and(|at| at <= Instant::now()) {
                 self.kill_at = None;
-                self.group.kill_all(self.child);
+                self.group.kill_all();
             }
         }
     }
@@ -188,7 +211,7 @@ impl Supervisor {
         match request {
             Status => {}
             Signal { signal } => sys::kill(self.child as i32, signal),
-            Kill => self.group.kill_all(self.child),
+            Kill => self.group.kill_all(),
             Stop { signal, grace_ms } => {
                 // The session's group: what the program started and did not detach is asked too.
                 sys::kill(-(self.child as i32), signal);
@@ -204,9 +227,7 @@ impl Supervisor {
         while self.output.is_open() && Instant::now() < end {
             let mut set = sys::PollSet::new();
             self.output.register(&mut set);
-            if set.wait(Some(end.saturating_duration_since(Instant::now()))).is_err() {
-                break;
-            }
+            set.wait(Some(end.saturating_duration_since(Instant::now())));
             self.output.pump(&set);
             sys::reap_others();
         }

@@ -24,6 +24,8 @@ struct Stream {
     letter: u8,
     /// A line whose end has not come yet.
     partial: Vec<u8>,
+    /// The last line ended because it was full.
+    cut: bool,
     place: usize,
 }
 
@@ -35,7 +37,7 @@ pub struct Output {
 
 impl Output {
     pub fn new(out: OwnedFd, err: OwnedFd, segment: u64, segments: u32) -> Self {
-        let stream = |fd, letter| Stream { fd: Some(fd), letter, partial: Vec::new(), place: usize::MAX };
+        let stream = |fd, letter| Stream { fd: Some(fd), letter, partial: Vec::new(), cut: false, place: usize::MAX };
         Output {
             streams: [stream(out, b'O'), stream(err, b'E')],
             log: Log {
@@ -90,6 +92,8 @@ impl Output {
         }
         self.log.full_since = None;
         self.log.tell();
+        // Closed, so that a segment which must make room does.
+        self.log.file = None;
     }
 
     pub fn dropped(&self) -> u64 {
@@ -104,38 +108,73 @@ impl Output {
 
 impl Stream {
     fn take(&mut self, mut bytes: &[u8], log: &mut Log) {
-        let now = sys::unix_ms();
-        let mut out = Vec::with_capacity(bytes.len() + 256);
-        let mut lines = 0;
+        let mut lines = Lines { now: sys::unix_ms(), letter: self.letter, out: Vec::with_capacity(bytes.len() + 256), count: 0 };
         while !bytes.is_empty() {
             let room = LINE_MAX - self.partial.len();
-            let (piece, rest, ends) = match bytes.iter().take(room).position(|&b| b == b'\n') {
-                Some(at) => (&bytes[..at], &bytes[at + 1..], true),
-                None => {
-                    let at = bytes.len().min(room);
-                    (&bytes[..at], &bytes[at..], at == room)
+            let (piece, rest) = match newline(&bytes[..bytes.len().min(room)]) {
+                Some(at) => (&bytes[..at], &bytes[at + 1..]),
+                None if bytes.len() < room => {
+                    self.partial.extend_from_slice(bytes);
+                    break;
                 }
+                None => bytes.split_at(room),
             };
-            if ends {
-                line(&mut out, now, self.letter, &self.partial, piece);
-                lines += 1;
+            // The end of a line whose last piece was exactly full is not a line more.
+            let only_the_end = self.cut && self.partial.is_empty() && piece.is_empty();
+            self.cut = piece.len() == room;
+            if !only_the_end {
+                lines.add(&self.partial, piece, log);
                 self.partial.clear();
-            } else {
-                self.partial.extend_from_slice(piece);
             }
             bytes = rest;
         }
-        if lines > 0 {
-            log.write(&out, lines);
-        }
+        lines.write(log);
     }
 
     fn flush(&mut self, log: &mut Log) {
         if !self.partial.is_empty() {
-            let mut out = Vec::with_capacity(self.partial.len() + 32);
-            line(&mut out, sys::unix_ms(), self.letter, &self.partial, b"");
+            let mut lines = Lines { now: sys::unix_ms(), letter: self.letter, out: Vec::new(), count: 0 };
+            lines.add(&self.partial, b"", log);
             self.partial = Vec::new();
-            log.write(&out, 1);
+            lines.write(log);
+        }
+    }
+}
+
+fn newline(bytes: &[u8]) -> Option<usize> {
+    // SAFETY: the slice is valid for its length.
+    let found = unsafe { libc::memchr(bytes.as_ptr().cast(), i32::from(b'\n'), bytes.len()) };
+    (!found.is_null()).then(|| found as usize - bytes.as_ptr() as usize)
+}
+
+/// Lines that go to the log together.
+struct Lines {
+    now: u64,
+    letter: u8,
+    out: Vec<u8>,
+    count: u64,
+}
+
+impl Lines {
+    fn add(&mut self, first: &[u8], second: &[u8], log: &mut Log) {
+        let before = self.out.len();
+        line(&mut self.out, self.now, self.letter, first, second);
+        self.count += 1;
+        // Empty lines grow twentyfold by their times: a segment is not outgrown, nor our memory.
+        if self.out.len() as u64 > log.room() && before > 0 {
+            let last = self.out.split_off(before);
+            self.count -= 1;
+            self.write(log);
+            self.out = last;
+            self.count = 1;
+        }
+    }
+
+    fn write(&mut self, log: &mut Log) {
+        if self.count > 0 {
+            log.write(&self.out, self.count);
+            self.out.clear();
+            self.count = 0;
         }
     }
 }
@@ -164,17 +203,23 @@ struct Log {
 impl Log {
     /// Writes whole lines or none of them.
     fn write(&mut self, lines: &[u8], count: u64) {
-        // While the disk is full, most output is dropped without asking the disk again.
-        let resting = self.full_since.is_some_and(|since| since.elapsed() < RETRY);
-        if resting || self.try_write(lines).is_err() {
-            self.dropped += count;
-            self.untold += count;
-            if !resting {
-                self.full_since = Some(Instant::now());
-            }
-        } else {
-            self.full_since = None;
+        // What is missing is told before what comes after it. While the disk is full, most output is dropped without
+        // asking the disk again.
+        self.tell();
+        if self.untold == 0 && self.try_write(lines).is_ok() {
+            return;
         }
+        if self.full_since.is_none() {
+            self.full_since = Some(Instant::now());
+        }
+        self.dropped += count;
+        self.untold += count;
+    }
+
+    /// Bytes that still fit in this segment.
+    fn room(&self) -> u64 {
+        // A segment that is not open yet may hold something of before; a new one is begun then.
+        self.segment.saturating_sub(self.size)
     }
 
     fn try_write(&mut self, lines: &[u8]) -> io::Result<()> {

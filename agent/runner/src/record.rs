@@ -80,9 +80,41 @@ pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
+/// Room taken beforehand for a file that must be written even when the disk is full.
+#[derive(Debug)]
+pub struct Reserved {
+    name: &'static str,
+    file: File,
+}
+
+impl Reserved {
+    /// Most bytes that surely find room.
+    pub const BYTES: usize = 4096;
+
+    /// Takes the room, in the current directory.
+    pub fn take(name: &'static str) -> io::Result<Self> {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary(name))?;
+        file.write_all(&[0; Self::BYTES])?; // not synced: a file system that says there is room keeps it
+        Ok(Reserved { name, file })
+    }
+
+    /// Writes the file in its place: a reader sees the whole of it or none.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, 0)?;
+        self.file.set_len(bytes.len() as u64)?;
+        self.file.sync_all()?;
+        fs::rename(temporary(self.name), self.name)?;
+        File::open(".")?.sync_all()
+    }
+}
+
+fn temporary(name: &str) -> String {
+    format!(".{name}.new")
+}
+
 /// Writes beside, syncs, renames, syncs the directory: a reader sees the whole file or none.
 pub fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temporary = dir.join(format!(".{name}.new"));
+    let temporary = dir.join(temporary(name));
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;

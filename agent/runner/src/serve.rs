@@ -12,6 +12,8 @@ use crate::sys::PollSet;
 
 /// Connections at a time; the oldest gives way. An agent needs one, a person with a terminal another.
 const CLIENTS_MAX: usize = 8;
+/// Connections that are told of the end; as many as can wait to be accepted, and those that are.
+const LAST_CLIENTS_MAX: usize = 256;
 /// Longest request line.
 const LINE_MAX: usize = 128;
 
@@ -72,7 +74,9 @@ impl Server {
     /// The last word: the exit record is written.
     pub fn say_exit(&mut self) {
         // Whoever connected while we were ending is told too.
-        while let Ok((stream, _)) = self.listener.accept() {
+        while self.clients.len() < LAST_CLIENTS_MAX
+            && let Ok((stream, _)) = self.listener.accept()
+        {
             self.clients.push(Client { stream, line: Vec::new(), place: usize::MAX, gone: false });
         }
         for client in &mut self.clients {

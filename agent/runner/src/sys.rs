@@ -8,9 +8,9 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Leaves the agent's session and files: a session of our own, orphans come to us, `/dev/null` for stdio, nothing
-/// inherited but the lock. Gives the former stdout, on which the agent waits for one word.
-pub fn detach(lock: RawFd) -> io::Result<OwnedFd> {
+/// Leaves the agent's session and files: a session of our own, orphans come to us, nothing inherited but stdio and
+/// the lock.
+pub fn detach(lock: RawFd) -> io::Result<()> {
     // SAFETY: plain system calls with constant arguments; the descriptors are ours.
     unsafe {
         libc::setsid(); // fails only when we lead a session already
@@ -19,15 +19,26 @@ pub fn detach(lock: RawFd) -> io::Result<OwnedFd> {
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE, libc::SIGUSR1, libc::SIGUSR2] {
             libc::signal(signal, libc::SIG_IGN);
         }
+        // Inherited as ignored, it would bury our children before we know how they ended.
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        close_others(&[lock]);
+    }
+    // The last to be killed when the host is out of memory: it knows what happened.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
+    Ok(())
+}
+
+/// `/dev/null` for stdio. Gives the former stdout, on which the agent waits for one word. Errors before this are still
+/// heard on stderr.
+pub fn leave_stdio() -> io::Result<OwnedFd> {
+    // SAFETY: as in `detach`; `starter` and `null` are fresh descriptors.
+    unsafe {
         let starter = OwnedFd::from_raw_fd(check(libc::fcntl(1, libc::F_DUPFD_CLOEXEC, 3))?);
         let null = check(libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC))?;
         for fd in 0..3 {
             check(libc::dup2(null, fd))?;
         }
         libc::close(null);
-        close_others(&[lock, starter.as_raw_fd()]);
-        // The last to be killed when the host is out of memory: it knows what happened.
-        let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
         Ok(starter)
     }
 }
@@ -151,14 +162,23 @@ impl PollSet {
         self.0.push(libc::pollfd { fd: fd.unwrap_or(-1), events: libc::POLLIN, revents: 0 });
         self.0.len() - 1
     }
-    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    pub fn wait(&mut self, timeout: Option<Duration>) {
         // Rounded up: waking a little early would spin until the time is there.
         let ms = timeout.map_or(-1, |t| t.as_millis().saturating_add(1).min(i32::MAX as u128) as i32);
         // SAFETY: the slice is valid for its length.
         match check(unsafe { libc::poll(self.0.as_mut_ptr(), self.0.len() as libc::nfds_t, ms) }) {
-            Ok(_) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(e) => Err(e),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => self.none_ready(),
+            // The kernel has no memory for it now. A workload is not given up for that.
+            Err(_) => {
+                self.none_ready();
+                pause(Duration::from_millis(10));
+            }
+        }
+    }
+    fn none_ready(&mut self) {
+        for place in &mut self.0 {
+            place.revents = 0;
         }
     }
     pub fn ready(&self, place: usize) -> bool {

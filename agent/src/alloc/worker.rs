@@ -90,6 +90,8 @@ pub struct Worker {
     probes: Option<Probes>,
     /// Why a running copy is not as wished.
     running_reason: Option<Reason>,
+    /// It failed since it was last ready: its last lines are kept when it is stopped, for they say why.
+    troubled: bool,
     /// The last attempt that was started, and how many of the numbers up to it never ran anything because an agent died.
     attempt: u32,
     skipped: u32,
@@ -151,6 +153,7 @@ impl Worker {
             starting,
             probes,
             running_reason,
+            troubled: false,
             attempt,
             skipped,
             dropped_lines,
@@ -317,6 +320,7 @@ impl Worker {
             Err(StartError { reason, elsewhere }) => {
                 tracing::warn!(alloc = %self.alloc.id, workload = %self.alloc.key, %reason, elsewhere, "failed to start");
                 let (attempt, jitter) = (self.attempt, self.ctx.env.fraction());
+                self.troubled = true;
                 self.status.last_lines = self.last_lines(attempt).await;
                 self.feed(Event::StartFailed { attempt, reason, elsewhere, jitter }).await;
             }
@@ -375,6 +379,7 @@ impl Worker {
         match finding {
             Some(Finding::Good) => {
                 self.running_reason = None;
+                self.troubled = false;
                 self.status.last_lines = vec![];
                 self.set_ready(true);
             }
@@ -386,6 +391,7 @@ impl Worker {
                 };
                 let listening = off_thread(move || ports::listening(&run.pids())).await.unwrap_or_default();
                 self.running_reason = Some(Reason::NotReady { probe, last, listening, port });
+                self.troubled = true;
                 self.status.last_lines = self.last_lines(self.attempt).await;
                 self.set_ready(false);
             }
@@ -424,6 +430,7 @@ impl Worker {
     async fn end_of(&mut self, attempt: u32, newest: u32, ended: Ended) {
         tracing::info!(alloc = %self.alloc.id, workload = %self.alloc.key, attempt, reason = %ended.reason, "ended");
         self.note_end(attempt, &ended).await;
+        self.troubled |= !matches!(self.machine.state(), State::Ending { goal: Goal::Stop, .. });
         let jitter = self.ctx.env.fraction();
         self.feed(Event::Ended { attempt: newest, reason: ended.reason, jitter }).await;
         self.clean_up(attempt);
@@ -491,7 +498,7 @@ impl Worker {
             self.status.pid = None;
             self.status.started_at = None;
         }
-        if matches!(self.machine.state(), State::Ending { goal: Goal::Stop, .. } | State::Stopped { .. }) {
+        if !self.troubled && matches!(self.machine.state(), State::Ending { goal: Goal::Stop, .. } | State::Stopped { .. }) {
             self.status.last_lines = vec![];
         }
         if self.ctx.reports.publish(&mut self.status) {

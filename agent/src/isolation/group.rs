@@ -22,6 +22,11 @@ const QUOTA_MIN_USEC: u64 = 1000;
 /// Tries and pause while a killed group empties; an uninterruptible process may outlast them.
 const TRIES: u32 = 400;
 const PAUSE: Duration = Duration::from_millis(5);
+/// Tries and pause while a v1 group freezes; one with a process in an uninterruptible wait never does.
+const FREEZE_TRIES: u32 = 50;
+const FREEZE_PAUSE: Duration = Duration::from_micros(200);
+/// Most directories of one group looked at.
+const TREE_MAX: usize = 4096;
 
 #[derive(Debug)]
 pub struct Group {
@@ -48,13 +53,17 @@ impl Group {
 
     pub(super) fn create(hierarchy: &Hierarchy, path: &Path) -> Result<Group, SetLimitError> {
         let group = Group::load(hierarchy, path);
-        let failed = |dir: &Path, error: String| SetLimitError::Create { path: dir.to_owned(), source: io::Error::other(error) };
-        group.cgroup.create().map_err(|e| failed(group.dir(), format!("{e:?}")))?;
+        let failed = |dir: &Path, source: io::Error| SetLimitError::Create { path: dir.to_owned(), source };
+        let made = group.cgroup.create().map_err(|e| failed(group.dir(), io::Error::other(e)));
         // The crate ignores errors on the way: look for ourselves.
-        if let Some(dir) = group.dirs.values().find(|d| !d.is_dir()) {
-            return Err(failed(dir, "it was not created".into()));
+        let made = made.and_then(|()| match group.dirs.values().find(|d| !d.is_dir()) {
+            Some(dir) => Err(failed(dir, io::ErrorKind::NotFound.into())),
+            None => Ok(()),
+        });
+        if made.is_err() {
+            let _ = group.delete(); // on v1, some of its directories may be there
         }
-        Ok(group)
+        made.map(|()| group)
     }
 
     pub(super) fn exists(&self) -> bool {
@@ -105,8 +114,17 @@ impl Group {
 
     // ---- limits ----
 
-    /// Sets limits, also on a group that runs. Each is read back.
+    /// Sets limits, also on a group that runs. Each is read back. On an error those of before are in force.
     pub fn resize(&self, limits: &Limits) -> Result<(), SetLimitError> {
+        let before = self.read_back();
+        self.set(limits).inspect_err(|_| {
+            if let Err(error) = self.set(&before) {
+                tracing::warn!(%error, "a limit of before could not be set again");
+            }
+        })
+    }
+
+    fn set(&self, limits: &Limits) -> Result<(), SetLimitError> {
         if let Some(limit) = limits.memory_limit {
             self.set_memory(limit, limits.memory_request)?;
         }
@@ -128,32 +146,54 @@ impl Group {
         let controller: &MemController = self.cgroup.controller_of().ok_or(missing)?;
         // The kernel counts pages: what is read back is the limit rounded down to one.
         let wanted = limit & !4095;
+        let text = wanted.to_string();
+        // What the kernel takes is signed, and -1 means no limit: too much must not become that.
+        let bytes = i64::try_from(wanted).map_err(|_| not_written(&path, &text, io::ErrorKind::InvalidInput.into()))?;
         if self.version == Version::V1 {
             // The limit of memory and swap together can never be below that of memory: order them by direction.
             let swap = self.existing("memory", "memory.memsw.limit_in_bytes", "");
             let lowering = number(&path).is_some_and(|now| wanted < now);
             if lowering || swap.is_none() {
-                confirm(&path, &wanted.to_string(), controller.set_limit(wanted as i64))?;
+                confirm(&path, &text, controller.set_limit(bytes))?;
             }
             if let Some(swap) = swap {
-                confirm(&swap, &wanted.to_string(), controller.set_memswap_limit(wanted as i64))?;
-                confirm(&path, &wanted.to_string(), controller.set_limit(wanted as i64))?;
+                confirm(&swap, &text, controller.set_memswap_limit(bytes))?;
+                confirm(&path, &text, controller.set_limit(bytes))?;
             }
         } else {
-            confirm(&path, &wanted.to_string(), controller.set_limit(wanted as i64))?;
+            self.reclaim_to(&path, wanted)?;
+            confirm(&path, &text, controller.set_limit(bytes))?;
             if let Some(swap) = self.existing("memory", "", "memory.swap.max") {
                 confirm(&swap, "0", controller.set_memswap_limit(0))?;
             }
             // Half a workload is no workload: the kernel kills all of it together.
-            let together = self.dir().join("memory.oom.group");
-            write(&together, "1")?;
+            write(&self.need("memory", "", "memory.oom.group")?, "1")?;
         }
         if let Some(request) = request {
             let path = self.need("memory", "memory.soft_limit_in_bytes", "memory.low")?;
             let wanted = request.min(limit) & !4095;
-            confirm(&path, &wanted.to_string(), controller.set_soft_limit(wanted as i64))?;
+            confirm(&path, &wanted.to_string(), controller.set_soft_limit(wanted as i64))?; // at most `bytes`
         }
         Ok(())
+    }
+
+    /// v2: where v1 refuses a limit below what is in use, v2 kills to reach it. A resize must not: what can be given
+    /// back is taken first, and if that is not enough the limit is refused.
+    fn reclaim_to(&self, max: &Path, wanted: u64) -> Result<(), SetLimitError> {
+        let current = self.dir().join("memory.current");
+        let used = || number(&current).filter(|&used| used > wanted);
+        if used().is_none() {
+            return Ok(());
+        }
+        let high = self.need("memory", "", "memory.high")?;
+        let squeezed = write(&high, &wanted.to_string());
+        let left = used();
+        write(&high, "max")?;
+        squeezed?;
+        match left {
+            Some(used) => Err(SetLimitError::InUse { path: max.to_owned(), wanted, used }),
+            None => Ok(()),
+        }
     }
 
     fn set_cpu(&self, millicores: u32) -> Result<(), SetLimitError> {
@@ -175,8 +215,8 @@ impl Group {
         }
     }
 
-    /// The limits as the kernel holds them.
-    pub fn read_back(&self) -> io::Result<Limits> {
+    /// The limits as the kernel holds them; unset where it holds none. v1 gives no memory limit as one beyond any memory.
+    pub fn read_back(&self) -> Limits {
         let read = |path: Option<PathBuf>| path.and_then(|p| number(&p));
         let cpu = match self.version {
             Version::V1 => read(self.file("cpu", "cpu.cfs_quota_us", "")).map(|q| (q, PERIOD_USEC)),
@@ -185,12 +225,12 @@ impl Group {
                 Some((quota.parse().ok()?, period.parse().ok()?))
             }),
         };
-        Ok(Limits {
+        Limits {
             cpu_millicores: cpu.map(|(quota, period)| (quota * 1000 / period.max(1)) as u32),
             memory_limit: read(self.file("memory", "memory.limit_in_bytes", "memory.max")),
             memory_request: read(self.file("memory", "memory.soft_limit_in_bytes", "memory.low")),
-            pids: read(self.file("pids", "pids.max", "pids.max")).map(|n| n as u32),
-        })
+            pids: read(self.file("pids", "pids.max", "pids.max")).and_then(|n| u32::try_from(n).ok()),
+        }
     }
 
     // ---- use ----
@@ -213,22 +253,35 @@ impl Group {
             throttled: field("nr_throttled"),
             memory_current: read(self.file("memory", "memory.usage_in_bytes", "memory.current")),
             memory_peak: read(self.peak_file()),
-            oom_kills: self::field(&oom, "oom_kill").unwrap_or(0),
+            oom_kills: optimus_runner::oom_kills(&oom),
             pids: read(self.file("pids", "pids.current", "pids.current")),
         })
     }
 
-    /// Processes of the group.
+    /// Processes of the group and of groups a workload with the right to do so has made below it.
     pub fn pids(&self) -> Vec<u32> {
-        let mut pids: Vec<u32> = self
-            .procs_files()
-            .iter()
-            .filter_map(|p| fs::read_to_string(p).ok())
-            .flat_map(|text| text.lines().filter_map(|l| l.parse().ok()).collect::<Vec<u32>>())
-            .collect();
+        let mut pids = Vec::new();
+        for dir in self.tree() {
+            let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            pids.extend(text.lines().filter_map(|l| l.parse::<u32>().ok()));
+        }
         pids.sort_unstable();
         pids.dedup();
         pids
+    }
+
+    /// Every directory of the group, parents before children.
+    fn tree(&self) -> Vec<PathBuf> {
+        let mut dirs: Vec<PathBuf> = self.dirs.values().cloned().collect();
+        dirs.sort();
+        dirs.dedup();
+        let mut next = 0;
+        while next < dirs.len() && dirs.len() < TREE_MAX {
+            let below = fs::read_dir(&dirs[next]).into_iter().flatten().flatten();
+            dirs.extend(below.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
+            next += 1;
+        }
+        dirs
     }
 
     /// Kills every process of the group and waits until it is empty; false if some would not die.
@@ -238,14 +291,20 @@ impl Group {
             if pids.is_empty() {
                 return true;
             }
-            if self.kill_file().is_none_or(|kill| fs::write(kill, "1").is_err()) {
-                // Frozen, they cannot fork away from under us; the signal takes effect when they thaw.
+            // v2's own way cannot be outrun by forks, but misses a process whose first thread has left: those are
+            // killed by number.
+            let killed = self.kill_file().is_some_and(|kill| fs::write(kill, "1").is_ok());
+            // Frozen, they cannot fork away from under us; the signal takes effect when they thaw.
+            if !killed {
                 self.freeze(true);
-                for pid in self.pids() {
-                    if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
-                        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                    }
+                self.wait_frozen();
+            }
+            for pid in self.pids() {
+                if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
                 }
+            }
+            if !killed {
                 self.freeze(false);
             }
             std::thread::sleep(PAUSE);
@@ -264,12 +323,20 @@ impl Group {
         }
     }
 
+    /// Waits a little until v1 has stopped them all: one that is not yet stopped may fork.
+    fn wait_frozen(&self) {
+        let Some(state) = self.freezer_file() else { return };
+        for _ in 0..FREEZE_TRIES {
+            if fs::read_to_string(&state).is_ok_and(|s| s.trim() == "FROZEN") {
+                return;
+            }
+            std::thread::sleep(FREEZE_PAUSE);
+        }
+    }
+
     /// Removes the group. Its processes must have been killed; the kernel may take a moment to let go of them.
     pub fn delete(&self) -> io::Result<()> {
-        let mut dirs: Vec<&PathBuf> = self.dirs.values().collect();
-        dirs.sort();
-        dirs.dedup();
-        for dir in dirs {
+        for dir in self.tree().iter().rev() {
             let mut tries = 0;
             loop {
                 match fs::remove_dir(dir) {
@@ -290,21 +357,25 @@ impl Group {
 /// Compares a limit with what the kernel now says. `written` is what the crate reports, for the cause.
 fn confirm(path: &Path, wanted: &str, written: cgroups_rs::fs::error::Result<()>) -> Result<(), SetLimitError> {
     if let Err(error) = written {
-        return Err(SetLimitError::Write {
-            path: path.to_owned(),
-            value: wanted.to_owned(),
-            source: io::Error::other(format!("{error:?}")),
-        });
+        return Err(not_written(path, wanted, io::Error::other(error)));
     }
-    let actual = fs::read_to_string(path).unwrap_or_else(|e| format!("unreadable ({e})"));
-    if actual.trim() == wanted {
+    let actual = actual(path);
+    if actual == wanted {
         return Ok(());
     }
-    Err(SetLimitError::NotTaken { path: path.to_owned(), wanted: wanted.to_owned(), actual: actual.trim().to_owned() })
+    Err(SetLimitError::NotTaken { path: path.to_owned(), wanted: wanted.to_owned(), actual })
 }
 
 fn write(path: &Path, value: &str) -> Result<(), SetLimitError> {
-    fs::write(path, value).map_err(|source| SetLimitError::Write { path: path.to_owned(), value: value.to_owned(), source })
+    fs::write(path, value).map_err(|source| not_written(path, value, source))
+}
+
+fn not_written(path: &Path, wanted: &str, source: io::Error) -> SetLimitError {
+    SetLimitError::Write { path: path.to_owned(), wanted: wanted.to_owned(), actual: actual(path), source }
+}
+
+fn actual(path: &Path) -> String {
+    fs::read_to_string(path).map_or_else(|e| format!("unreadable ({e})"), |text| text.trim().to_owned())
 }
 
 fn number(path: &Path) -> Option<u64> {

@@ -53,15 +53,18 @@ pub enum SetLimitError {
         #[source]
         source: std::io::Error,
     },
-    #[error("failed to write {value} to {}", path.display())]
+    #[error("failed to write {wanted} to {}, which is {actual}", path.display())]
     Write {
         path: PathBuf,
-        value: String,
+        wanted: String,
+        actual: String,
         #[source]
         source: std::io::Error,
     },
     #[error("{} is {actual} after {wanted} was written", path.display())]
     NotTaken { path: PathBuf, wanted: String, actual: String },
+    #[error("{} cannot become {wanted}: {used} bytes are in use", path.display())]
+    InUse { path: PathBuf, wanted: u64, used: u64 },
 }
 
 impl SetLimitError {
@@ -70,7 +73,7 @@ impl SetLimitError {
         match self {
             SetLimitError::ControllerMissing { controller } => format!("the {controller} limit"),
             SetLimitError::Create { .. } => "its limits".into(),
-            SetLimitError::Write { path, .. } | SetLimitError::NotTaken { path, .. } => {
+            SetLimitError::Write { path, .. } | SetLimitError::NotTaken { path, .. } | SetLimitError::InUse { path, .. } => {
                 let file = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
                 format!("the {} limit", file.split('.').next().unwrap_or(file))
             }

@@ -120,7 +120,7 @@ impl CgroupRoot {
         group.exists().then_some(group)
     }
 
-    /// Kills and removes every group of ours that is not in `keep`; gives their names.
+    /// Kills and removes every group of ours that is not in `keep`; gives the names of those that are gone.
     pub fn sweep(&self, keep: &BTreeSet<String>) -> Vec<String> {
         let mut names = BTreeSet::new();
         for dir in self.dirs() {
@@ -128,14 +128,16 @@ impl CgroupRoot {
             names.extend(entries.flatten().filter(|e| e.path().is_dir()).filter_map(|e| e.file_name().into_string().ok()));
         }
         names.retain(|name| !keep.contains(name));
-        for name in &names {
+        let removed = |name: &String| {
             let group = Group::load(&self.hierarchy, &self.owner.join(name));
             group.kill_all();
-            if let Err(error) = group.delete() {
+            let deleted = group.delete();
+            if let Err(error) = &deleted {
                 tracing::warn!(group = %name, %error, "leaked cgroup could not be removed");
             }
-        }
-        names.into_iter().collect()
+            deleted.is_ok()
+        };
+        names.into_iter().filter(removed).collect()
     }
 
     /// Removes the owner directory; fails while groups are left in it.

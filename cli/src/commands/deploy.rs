@@ -218,9 +218,11 @@ async fn dry_run(session: &Session, request: &DeployRequest) -> Result<(), Failu
         let mut changes = Vec::new();
         if let Some(held) = &held {
             let mut wanted = wanted.clone();
-            // A file that names no number of copies leaves the server's.
-            wanted.copies = wanted.copies.or(held.spec.copies);
-            differences("", &json(&held.spec)?, &json(&wanted)?, &mut changes);
+            let mut spec = held.spec.clone();
+            // The number may have been scaled since; a file that names none leaves it.
+            spec.copies = Some(held.copies_wanted);
+            wanted.copies = wanted.copies.or(spec.copies);
+            differences("", &json(&spec)?, &json(&wanted)?, &mut changes);
         }
         let verdict = match held {
             None => "new",

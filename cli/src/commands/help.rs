@@ -95,7 +95,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
         }
         found = found.find_subcommand_mut(word).ok_or_else(|| Failure::usage(format!("there is no verb `{word}`")))?;
     }
-    let help = found.render_long_help();
+    let help = found.render_help();
     let text = if terminal.stdout_paint().0 { help.ansi().to_string() } else { help.to_string() };
     Ok(terminal.line(text.trim_end())?)
 }

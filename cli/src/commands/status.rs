@@ -1,6 +1,6 @@
 //! `optimus status`
 
-use optimus_common::api::v1::{ClusterStatus, Page, Workload, WorkloadPhase};
+use optimus_common::api::v1::{ClusterStatus, Page, ReasonView, Workload, WorkloadPhase};
 
 use crate::args::Global;
 use crate::commands::{ScopeArgs, Session};
@@ -64,6 +64,15 @@ fn row(workload: &Workload, changed: String, paint: Paint) -> Vec<String> {
         workload.restarts.to_string(),
         changed,
         endpoint,
-        workload.reason.as_ref().map(|reason| printable(&reason.message)).unwrap_or_default(),
+        workload.reason.as_ref().map(why).unwrap_or_default(),
     ]
+}
+
+/// The code first: it is what `optimus explain` takes.
+fn why(reason: &ReasonView) -> String {
+    if reason.detail.is_calm() {
+        printable(&reason.message)
+    } else {
+        format!("{}: {}", printable(&reason.code), printable(&reason.message))
+    }
 }

@@ -133,10 +133,10 @@ fn a_failed_first_deployment_is_told_in_full() {
     let ran = world(&fake).run(&["deploy"]).expect(6);
     assert!(ran.out.is_empty(), "{}", ran.out);
     let error = &ran.err[ran.err.find("error[").unwrap()..];
-    assert!(error.starts_with("error[OPT-2501]: deployment of shop/dev/web release 2 failed\n  why: no progress for 30s; web-0: GET /healthz not passing: status 500; it listens on 8000, PORT is 20000\n"), "{error}");
+    assert!(error.starts_with("error[OPT-2201]: deployment of shop/dev/web release 2 failed\n  why: no progress for 30s; web-0: GET /healthz not passing: status 500; it listens on 8000, PORT is 20000\n"), "{error}");
     assert!(error.contains("last lines of web-0:\n    web-0 | reading the settings\n    web-0 | fatal: no database\n"), "{error}");
     assert!(error.contains("hint: The process runs but its readiness check does not pass"), "{error}");
-    assert!(error.contains("optimus explain OPT-2501  (request req-42)"), "{error}");
+    assert!(error.contains("optimus explain OPT-2201  (request req-42)"), "{error}");
     assert!(
         fake.seen()
             .iter()
@@ -298,6 +298,7 @@ fn a_dry_run_names_the_differences_and_deploys_nothing() {
         }),
         ("GET", path) if path.ends_with("/workloads/web") => {
             let mut held = serde_json::to_value(workload("shop/dev/web")).unwrap();
+            held["copies_wanted"] = json!(5); // scaled since
             held["spec"]["run"] = json!({"argv": ["python3", "old.py"]});
             Reply::json(held)
         }
@@ -310,6 +311,7 @@ fn a_dry_run_names_the_differences_and_deploys_nothing() {
         "{}",
         ran.out
     );
+    assert!(ran.out.contains("copies: 5 -> 2"), "{}", ran.out);
     assert!(ran.err.contains("nothing was deployed"), "{}", ran.err);
     let json = world.run(&["deploy", "--dry-run", "--json"]).expect(0).json();
     assert_eq!(json["items"][0]["verdict"], "changed");

@@ -117,6 +117,8 @@ pub(super) fn warnings(name: &Name, spec: &WorkloadSpec) -> Vec<String> {
 pub(super) struct Fault {
     /// Path of the field as the file has it: `["health", "interval"]`.
     pub field: Vec<String>,
+    /// Whether it is about the key, not the value.
+    pub of_key: bool,
     pub message: String,
 }
 
@@ -195,7 +197,7 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
     rules.want(labels.len() <= LIST_MAX, "labels", || format!("at most {LIST_MAX} labels"));
     for (key, value) in labels {
         let good = !key.is_empty() && key.len() <= 63 && key.chars().all(|c| c.is_ascii_alphanumeric() || "_.-/".contains(c));
-        rules.want_in(good, "labels", key, || {
+        rules.want_key(good, "labels", key, || {
             format!("`{}` cannot be a label: letters, digits and _ . - / only, 1 to 63 of them", printable(key))
         });
         rules.want_in(value.len() <= 255 && !value.contains(char::is_control), "labels", key, || {
@@ -224,14 +226,21 @@ struct Rules(Vec<Fault>);
 impl Rules {
     fn want(&mut self, good: bool, path: &str, message: impl FnOnce() -> String) {
         if !good {
-            self.0.push(Fault { field: path.split('.').map(str::to_owned).collect(), message: message() });
+            self.0.push(Fault { field: path.split('.').map(str::to_owned).collect(), of_key: false, message: message() });
         }
     }
 
     /// As [`Rules::want`], for a key of the user's in a table, or a place in a list.
     fn want_in(&mut self, good: bool, table: &str, key: &str, message: impl FnOnce() -> String) {
         if !good {
-            self.0.push(Fault { field: vec![table.to_owned(), key.to_owned()], message: message() });
+            self.0.push(Fault { field: vec![table.to_owned(), key.to_owned()], of_key: false, message: message() });
+        }
+    }
+
+    /// As [`Rules::want_in`], about the key itself.
+    fn want_key(&mut self, good: bool, table: &str, key: &str, message: impl FnOnce() -> String) {
+        if !good {
+            self.0.push(Fault { field: vec![table.to_owned(), key.to_owned()], of_key: true, message: message() });
         }
     }
 
@@ -266,8 +275,8 @@ impl Rules {
     fn env(&mut self, env: &std::collections::BTreeMap<String, String>) {
         self.want(env.len() <= LIST_MAX, "env", || format!("at most {LIST_MAX} variables"));
         for (key, value) in env {
-            self.want_in(is_variable(key), "env", key, || format!("`{}` {NOT_A_VARIABLE}", printable(key)));
-            self.want_in(!is_ours(key), "env", key, || format!("`{}` is set by Optimus", printable(key)));
+            self.want_key(is_variable(key), "env", key, || format!("`{}` {NOT_A_VARIABLE}", printable(key)));
+            self.want_key(!is_ours(key), "env", key, || format!("`{}` is set by Optimus", printable(key)));
             self.want_in(value.len() <= TEXT_MAX, "env", key, || format!("`{}` is longer than {TEXT_MAX} bytes", printable(key)));
             self.want_in(!value.contains('\0'), "env", key, || format!("`{}` holds a NUL", printable(key)));
         }

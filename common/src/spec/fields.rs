@@ -79,7 +79,7 @@ fields! {
         "`canary` and `blue-green` are not available yet.";
     "update.parallel", "1 to 1000", "1", "update = { parallel = 5 }", true, "How many copies move at a time.";
     "update.deadline", "a duration", "2m", "update = { deadline = \"10m\" }", true, "Longest time without another copy becoming ready.";
-    "update.min_ready", "a duration", "0s", "update = { min_ready = \"10s\" }", true, "How long a new copy must stay ready before it counts.";
+    "update.min_ready", "a duration", "0s; 1s without a health check", "update = { min_ready = \"10s\" }", true, "How long a new copy must stay ready before it counts.";
     "logs", "a table", "see its fields", "logs = { size = \"64M\" }", true, "What is kept of a copy's output on its node.";
     "logs.size", "a size, at least 64K", "32M", "logs = { size = \"64M\" }", true, "Budget of one copy; the oldest goes first.";
     "secrets", "a list of names", "none", "secrets = [\"DATABASE_URL\"]", false, "Secrets given to the process as environment variables.";

@@ -221,7 +221,8 @@ fn syntax_error(text: &str, span: Range<usize>, message: &str) -> SpecError {
         m if m.contains("cannot extend") => {
             let key = super::error::printable(here);
             let hint = format!("a table written as {{ ... }} ends there; write its values as `{key}.NAME = ...`");
-            error(&format!("`{key}` has its value already")).hint(hint)
+            let found = error(&format!("`{key}` has its value already"));
+            if m.contains("inline table") { found.hint(hint) } else { found }
         }
         "recursion limit" => error(&format!("nested more than {DEPTH_MAX} deep")),
         // The parser may name what it met and what it expected on lines of their own.

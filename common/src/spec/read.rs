@@ -11,10 +11,13 @@ use super::node::{Entry, Node, Value};
 use super::values::{a_name, example, probe};
 use super::{Context, Parsed, fields, types::*};
 use crate::ids::Name;
+use crate::time::Span;
 use crate::units::{Bytes, Millicores};
 
 const DEFAULT_ENVIRONMENT: &str = "dev";
 const KINDS: [(&str, Kind); 3] = [("service", Kind::Service), ("job", Kind::Job), ("daemon", Kind::Daemon)];
+/// How long a copy without a readiness check must stay up before it counts.
+const MIN_READY_UNCHECKED: Span = Span::secs(1);
 /// Most workloads of one file.
 const WORKLOADS_MAX: usize = 200;
 /// Most overlays of one file; each costs reading it once more.
@@ -374,8 +377,7 @@ impl Reader<'_> {
     /// Refuses keys that are not known, each with the nearest that is.
     pub fn unknown(&mut self, entries: &[Entry], known: &[&str], inside: &str) {
         for entry in entries.iter().filter(|e| !known.contains(&e.key.as_str())) {
-            let meant = ELSEWHERE.iter().find(|(word, here)| *word == entry.key && known.contains(here)).map(|(_, here)| *here);
-            let near = meant.or_else(|| nearest(&entry.key, known)).map(|k| format!("did you mean `{k}`?"));
+            let near = meant(entry, known).map(|k| format!("did you mean `{k}`?"));
             let hint = near.or_else(|| elsewhere(&entry.key, inside));
             let place = if inside.is_empty() { String::new() } else { format!(" in `{inside}`") };
             let error = self.error(&entry.key_span, Some(&entry.key), format!("unknown key `{}`{place}", printable(&entry.key)));
@@ -409,9 +411,12 @@ impl Reader<'_> {
         };
         let liveness = f.get("liveness").and_then(|node| self.probe("liveness", node));
         let (memory_request, memory_limit) = f.get("memory").and_then(|n| self.memory(n)).unwrap_or((Bytes::mib(128), Bytes::mib(128)));
+        // With nothing that says it is ready, a copy proves itself by staying up.
+        let min_ready = if readiness.is_some() { Span(0) } else { MIN_READY_UNCHECKED };
+        let update = self.update(f.get("update"), min_ready);
         let spec = WorkloadSpec {
             kind,
-            driver: driver.unwrap_or(Driver::Process),
+            driver: driver.unwrap_or(Driver::Container { image: String::new() }), // refused above
             run: run.unwrap_or(Run::Argv(vec!["?".into()])),
             dir: Some(self.dir(f.get("dir"))),
             env: f.get("env").map(|n| self.texts("env", n)).unwrap_or_default(),
@@ -427,7 +432,7 @@ impl Reader<'_> {
             health: Health { readiness, liveness },
             restart: self.restart(f.get("restart")),
             stop: self.stop(f.get("stop")),
-            update: self.update(f.get("update")),
+            update,
             logs: self.logs(f.get("logs")),
             secrets: f.get("secrets").map(|n| self.list("secrets", n)).unwrap_or_default(),
             labels: f.get("labels").map(|n| self.texts("labels", n)).unwrap_or_default(),
@@ -442,7 +447,7 @@ impl Reader<'_> {
             let top = fault.field[0].as_str();
             let asks_ports = matches!(top, "health" | "liveness") && (is_refused("port") || is_refused("ports"));
             if !is_refused(top) && !asks_ports {
-                let place = place(entries, &fault.field).or(span.clone());
+                let place = place(entries, &fault.field, fault.of_key).or(span.clone());
                 self.error(&place, None, fault.message).path.extend(fault.field);
             }
         }
@@ -456,6 +461,21 @@ impl Reader<'_> {
         }
         Some(spec)
     }
+}
+
+/// The known key that an unknown one stands for.
+fn meant<'k>(entry: &Entry, known: &[&'k str]) -> Option<&'k str> {
+    let key = entry.key.as_str();
+    let here = |field: &str| known.iter().copied().find(|k| *k == field);
+    let elsewhere: Vec<&str> = ELSEWHERE.iter().map(|(word, _)| *word).collect();
+    let alias = |key: &str| ELSEWHERE.iter().find(|(word, _)| *word == key).and_then(|(_, field)| here(field));
+    // `[cron.nightly]` is a section, `cron = "..."` a field.
+    let section = || {
+        let is_cron = matches!(entry.node.value, Value::Table(_)) && key == "cron";
+        is_cron.then(|| here("job")).flatten()
+    };
+    let begins = || known.iter().copied().find(|k| k.len() > 2 && key.strip_prefix(k).is_some_and(|rest| rest.starts_with(['_', '-'])));
+    section().or_else(|| alias(key)).or_else(|| nearest(key, known)).or_else(|| alias(nearest(key, &elsewhere)?)).or_else(begins)
 }
 
 /// Where a key that is not known here belongs.
@@ -486,15 +506,12 @@ struct Found {
 }
 
 /// The deepest part of a field's path that the file has. A single `port` is the table `ports` for the rules.
-fn place(entries: &[Entry], field: &[String]) -> Option<Range<usize>> {
+fn place(entries: &[Entry], field: &[String], of_key: bool) -> Option<Range<usize>> {
     let (key, rest) = field.split_first()?;
     let entry = entries.iter().find(|e| e.key == *key).or_else(|| entries.iter().find(|e| key == "ports" && e.key == "port"))?;
     let deeper = match (&entry.node.value, rest) {
-        // What is wrong with a variable or a label is mostly its name.
-        (Value::Table(below), [name]) if key == "env" || key == "labels" => {
-            below.iter().find(|e| e.key == *name).and_then(|e| e.key_span.clone())
-        }
-        (Value::Table(below), [_, ..]) => place(below, rest),
+        (Value::Table(below), [name]) if of_key => below.iter().find(|e| e.key == *name).and_then(|e| e.key_span.clone()),
+        (Value::Table(below), [_, ..]) => place(below, rest, of_key),
         (Value::List(items), [at]) => at.parse::<usize>().ok().and_then(|at| items.get(at)?.span.clone()),
         _ => None,
     };

@@ -95,8 +95,10 @@ impl Reader<'_> {
             Value::Integer(n) if *n >= 0 => Some(Bytes(*n as u64)),
             Value::Text(text) => self.parsed(key, node, text),
             other => {
-                let what = if matches!(other, Value::Integer(_)) { "a negative number" } else { other.kind() };
-                let message = format!("`{}` must be a size such as \"256M\", not {what}", self.label(key));
+                let message = match other {
+                    Value::Integer(n) => format!("`{}` is {n}; a size cannot be negative", self.label(key)),
+                    other => format!("`{}` must be a size such as \"256M\", not {}", self.label(key), other.kind()),
+                };
                 self.error(&node.span, Some(key), message);
                 None
             }
@@ -107,6 +109,11 @@ impl Reader<'_> {
         if let Value::Text(text) = &node.value
             && let Some((low, high)) = text.split_once("..")
         {
+            if low.trim().is_empty() || high.trim().is_empty() {
+                self.error(&node.span, Some("memory"), "`memory`: a range has two sizes").hint =
+                    Some("write \"128M..256M\", or one size for both".into());
+                return None;
+            }
             return match (parse(low), parse(high)) {
                 (Ok(low), Ok(high)) => Some((low, high)),
                 (Err(error), _) | (_, Err(error)) => {
@@ -388,13 +395,17 @@ impl Reader<'_> {
         })
     }
 
-    pub fn update(&mut self, node: Option<&Node>) -> Update {
-        let mut update = Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(120), min_ready: Span(0) };
+    pub fn update(&mut self, node: Option<&Node>, min_ready: Span) -> Update {
+        let mut update = Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(120), min_ready };
         match node {
             Some(node) if matches!(node.value, Value::Text(_)) => {
                 if let Some(strategy) = self.strategy("update", node) {
                     update.strategy = strategy;
                 }
+            }
+            Some(node) if !matches!(node.value, Value::Table(_)) => {
+                let kind = node.value.kind();
+                self.error(&node.span, Some("update"), format!("`update` must be the name of a strategy or a table, not {kind}"));
             }
             node => {
                 let f = self.nested("update", node);

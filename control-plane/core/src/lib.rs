@@ -8,3 +8,6 @@ pub mod reconciler;
 pub mod scheduler;
 pub mod state;
 pub mod view;
+
+#[cfg(test)]
+mod tests;

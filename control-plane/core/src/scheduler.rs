@@ -8,6 +8,9 @@ use optimus_common::{AllocId, Bytes, Millicores, NodeId, Reason, Timestamp, Work
 
 use crate::state::{Node, State};
 
+/// Host port of each port of a spec, in its order.
+pub type HostPorts = Vec<(String, u16)>;
+
 /// What is taken of a node by copies that run or have not stopped yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Taken {
@@ -89,7 +92,7 @@ fn is_free(node: &Node, taken: &Taken, port: u16, now: Timestamp) -> bool {
 
 /// Chooses the host ports of a copy: fixed ones as asked, dynamic ones from the node's range, starting at a
 /// place that depends on the copy, so that a port just given back is not handed out at once.
-fn choose_ports(node: &Node, taken: &Taken, spec: &WorkloadSpec, alloc: AllocId, now: Timestamp) -> Option<Vec<(String, u16)>> {
+fn choose_ports(node: &Node, taken: &Taken, spec: &WorkloadSpec, alloc: AllocId, now: Timestamp) -> Option<HostPorts> {
     let (first, last) = node.facts.ports;
     let range = u32::from(last.checked_sub(first)?) + 1;
     // The tail of the id is its random part.
@@ -137,14 +140,8 @@ fn score(state: &State, node: &Node, taken: &Taken, key: &WorkloadKey, spec: &Wo
 }
 
 /// A node and ports for one more copy, or why there are none.
-pub fn place(
-    state: &State,
-    key: &WorkloadKey,
-    spec: &WorkloadSpec,
-    alloc: AllocId,
-    now: Timestamp,
-) -> Result<(NodeId, Vec<(String, u16)>), Reason> {
-    let mut best: Option<(u32, NodeId, Vec<(String, u16)>)> = None;
+pub fn place(state: &State, key: &WorkloadKey, spec: &WorkloadSpec, alloc: AllocId, now: Timestamp) -> Result<(NodeId, HostPorts), Reason> {
+    let mut best: Option<(u32, NodeId, HostPorts)> = None;
     for (id, node) in &state.nodes {
         let taken = taken(state, *id);
         if fits_with(node, &taken, spec, None, now).is_err() {

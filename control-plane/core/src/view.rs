@@ -34,9 +34,15 @@ pub fn deployment(state: &State, row: &Deployment) -> api::Deployment {
         created_at: *created_at,
         ended_at: *ended_at,
         deadline_at: (!phase.is_final()).then_some(*progress_at + *deadline),
-        reason: reason.as_ref().map(ReasonView::from),
+        reason: reason.clone().or_else(|| waiting_for(state, row)).as_ref().map(ReasonView::from),
         trigger: trigger.clone(),
     }
+}
+
+/// What a deployment that is under way waits for, as far as it is not a copy of its own: room for the next.
+fn waiting_for(state: &State, row: &Deployment) -> Option<Reason> {
+    let workload = state.workload(&row.key).filter(|_| !row.phase.is_final())?;
+    (0..workload.copies).find_map(|index| reconciler::unplaced(state, workload, index, row.progress_at))
 }
 
 pub fn workload(state: &State, row: &Workload, now: Timestamp) -> api::Workload {
@@ -326,6 +332,7 @@ pub fn explain_allocation(state: &State, row: &Alloc, now: Timestamp) -> api::Ex
     let phase = match shown.phase {
         Phase::Running if shown.ready => "running and ready".to_owned(),
         Phase::Running => "running, not ready".to_owned(),
+        Phase::Backoff => "waiting for its next start".to_owned(),
         other => format!("{other:?}").to_lowercase(),
     };
     let summary = match &shown.reason {

@@ -74,6 +74,8 @@ pub(crate) async fn answer(shared: Arc<Shared>, router: Router, peer: SocketAddr
     let millis = took.as_secs_f64() * 1000.0;
     if status.is_server_error() {
         tracing::warn!(target: "optimus::request", %method, route, status = status.as_u16(), millis, principal, request_id = trace.request_id, peer = %peer, "request");
+    } else if method.is_safe() {
+        tracing::debug!(target: "optimus::request", %method, route, status = status.as_u16(), millis, principal, request_id = trace.request_id, peer = %peer, "request");
     } else {
         tracing::info!(target: "optimus::request", %method, route, status = status.as_u16(), millis, principal, request_id = trace.request_id, peer = %peer, "request");
     }

@@ -103,7 +103,7 @@ pub(crate) async fn workload_logs(ctx: Ctx) -> Result<Response, ApiError> {
         && let Some((alloc, Err(error))) = opened.first()
     {
         let mut answer = ApiError::from(error.clone());
-        answer.detail = format!("the output of {} cannot be read: {error}", copy_name(alloc));
+        answer.detail = format!("the output of {} cannot be read: {error}", alloc.name());
         return Err(answer);
     }
     let store = ctx.store().clone();
@@ -122,16 +122,12 @@ fn parse_since(text: &str, now: Timestamp) -> Result<Timestamp, ApiError> {
         .ok_or_else(|| ApiError::bad_request("query: since is neither a time (`2026-01-02T03:04:05Z`) nor a duration (`10m`)"))
 }
 
-fn copy_name(alloc: &Alloc) -> String {
-    format!("{}-{}", alloc.key.workload, alloc.index)
-}
-
 impl Asked {
     fn copies(&self, state: &State) -> Vec<Arc<Alloc>> {
         let mut copies = allocations::of_workload(state, &self.key);
         copies.retain(|alloc| match self.copy.as_deref() {
             None => true,
-            Some(wanted) => wanted == copy_name(alloc) || wanted == alloc.index.to_string() || wanted == alloc.id.to_string(),
+            Some(wanted) => wanted == alloc.name() || wanted == alloc.index.to_string() || wanted == alloc.id.to_string(),
         });
         copies
     }
@@ -170,7 +166,7 @@ async fn run(lines: Lines, store: Store, agents: Arc<dyn AgentCalls>, asked: Ask
     let mut known: BTreeSet<AllocId> = BTreeSet::new();
     let mut closed: Vec<Closed> = Vec::new();
     for (alloc, result) in opened {
-        names.insert(alloc.id, copy_name(&alloc));
+        names.insert(alloc.id, alloc.name());
         known.insert(alloc.id);
         match result {
             Ok(receiver) => merge.add(alloc.id, receiver, None),
@@ -209,7 +205,7 @@ async fn run(lines: Lines, store: Store, agents: Arc<dyn AgentCalls>, asked: Ask
             }
             Some(Next::Ended(source)) => {
                 let state = store.state();
-                if let Some(alloc) = state.allocs.get(&source.key).filter(|alloc| asked.follow && !allocations::has_ended(alloc)) {
+                if let Some(alloc) = state.allocs.get(&source.key).filter(|alloc| asked.follow && !alloc.has_ended()) {
                     let again_at = Instant::now() + REOPEN_PAUSE;
                     closed.push(Closed { alloc: alloc.clone(), position: source.position, again_at, told: false });
                     look_at = look_at.min(again_at);
@@ -235,7 +231,7 @@ async fn run(lines: Lines, store: Store, agents: Arc<dyn AgentCalls>, asked: Ask
         let now = Instant::now();
         for alloc in asked.copies(&state) {
             if known.len() < 4 * COPIES_MAX && known.insert(alloc.id) {
-                names.insert(alloc.id, copy_name(&alloc));
+                names.insert(alloc.id, alloc.name());
                 closed.push(Closed { alloc, position: None, again_at: now, told: false });
             }
         }
@@ -282,7 +278,7 @@ fn record(names: &BTreeMap<AllocId, String>, id: AllocId, line: LogLine) -> LogR
 }
 
 fn remark(store: &Store, alloc: &Alloc, error: &AgentCallError) -> LogRecord {
-    LogRecord { at: store.env.clock.now(), copy: copy_name(alloc), stream: REMARK.into(), text: format!("output not available: {error}") }
+    LogRecord { at: store.env.clock.now(), copy: alloc.name(), stream: REMARK.into(), text: format!("output not available: {error}") }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The one place where errors meet HTTP: every error is `application/problem+json` (RFC 9457).
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -25,7 +26,11 @@ pub const RETRY_DEFAULT: Duration = Duration::from_secs(1);
 
 /// An error on its way to becoming a [`Problem`]. The request id is added at the gate.
 #[derive(Debug, Clone)]
-pub struct ApiError {
+pub struct ApiError(Box<Fault>);
+
+/// What an [`ApiError`] says. Boxed, so that results stay small where all goes well.
+#[derive(Debug, Clone)]
+pub struct Fault {
     pub status: StatusCode,
     pub code: Code,
     pub detail: String,
@@ -39,7 +44,8 @@ pub struct ApiError {
 
 impl ApiError {
     pub fn new(status: StatusCode, code: Code, detail: impl Into<String>) -> Self {
-        ApiError { status, code, detail: detail.into(), hint: None, errors: Vec::new(), retry_after: None, allow: None }
+        let detail = detail.into();
+        ApiError(Box::new(Fault { status, code, detail, hint: None, errors: Vec::new(), retry_after: None, allow: None }))
     }
 
     pub fn bad_request(detail: impl Into<String>) -> Self {
@@ -77,7 +83,8 @@ impl ApiError {
     pub fn invalid(code: Code, detail: impl Into<String>, mut errors: Vec<FieldError>) -> Self {
         let mut error = ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail);
         if errors.len() > FIELD_ERRORS_MAX {
-            error.detail = format!("{} ({} faults, the first {FIELD_ERRORS_MAX} are listed)", error.detail, errors.len());
+            let counted = format!("{} ({} faults, the first {FIELD_ERRORS_MAX} are listed)", error.detail, errors.len());
+            error.detail = counted;
             errors.truncate(FIELD_ERRORS_MAX);
         }
         error.errors = errors;
@@ -129,13 +136,25 @@ impl ApiError {
             // Whole seconds, rounded up: too early a retry is worse than a late one.
             headers.insert(RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000).clamp(1, 3600) as u64));
         }
-        if let Some(allow) = self.allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
+        if let Some(allow) = self.allow.as_deref().and_then(|allow| HeaderValue::try_from(allow).ok()) {
             headers.insert(ALLOW, allow);
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"optimus\""));
         }
         response
+    }
+}
+
+impl Deref for ApiError {
+    type Target = Fault;
+    fn deref(&self) -> &Fault {
+        &self.0
+    }
+}
+impl DerefMut for ApiError {
+    fn deref_mut(&mut self) -> &mut Fault {
+        &mut self.0
     }
 }
 

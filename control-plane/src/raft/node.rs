@@ -156,6 +156,10 @@ impl<M: Machine> RaftNode<M> {
     /// # Errors
     /// [`AdminError::Refused`] when this server is not among the members.
     pub async fn initialize(&self, members: BTreeMap<u64, String>) -> Result<(), AdminError> {
+        // Asked first: openraft logs an error when it is told twice.
+        if matches!(self.inner.tuning.patiently(self.inner.raft.is_initialized()).await, Some(Ok(true))) {
+            return Ok(());
+        }
         let members: BTreeMap<u64, BasicNode> = members.into_iter().map(|(id, addr)| (id, BasicNode { addr })).collect();
         match self.inner.tuning.patiently(self.inner.raft.initialize(members)).await {
             None => Err(AdminError::Timeout),

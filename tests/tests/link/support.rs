@@ -18,8 +18,7 @@ use optimus_control_plane::gateway::{Gateway, GatewayConfig};
 use optimus_control_plane::identity::{Identity, ServerNames};
 use optimus_control_plane::join_tokens::JoinTokens;
 use optimus_control_plane::store::{Consensus, ConsensusStatus, ProposeError, Store};
-use optimus_core::state::command::Refusal;
-use optimus_core::state::{Alloc, Applied, Cluster, Command, JoinToken, Node, Proposal, Release, State};
+use optimus_core::state::{Alloc, Applied, Proposal, Release, State};
 use optimus_host::clock::HostClock;
 use optimus_host::env::HostEnv;
 use tokio::sync::{Notify, mpsc, watch};
@@ -97,6 +96,7 @@ impl TestStore {
     pub fn edit(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock().unwrap();
         change(&mut state);
+        state.reindex();
         state.index += 1;
         self.applied.send_replace(state.index);
     }
@@ -144,9 +144,11 @@ impl Consensus for TestStore {
             if !self.leader.load(Ordering::Relaxed) {
                 return Err(ProposeError::NoLeader { retry_after: Span::millis(10) });
             }
-            let mut answer = None;
-            self.edit(|state| answer = Some(apply(state, proposal)));
-            Ok(answer.unwrap())
+            let mut state = self.state.lock().unwrap();
+            let index = state.index + 1;
+            let answer = state.apply(index, proposal);
+            self.applied.send_replace(index);
+            Ok(answer)
         })
     }
     fn state(&self) -> State {
@@ -161,76 +163,6 @@ impl Consensus for TestStore {
     fn status(&self) -> ConsensusStatus {
         ConsensusStatus { server: 1, is_leader: self.leader.load(Ordering::Relaxed), voters: 1, ..ConsensusStatus::default() }
     }
-}
-
-/// What the commands of the gateway do, as `State::apply` of the core does it.
-fn apply(state: &mut State, Proposal { at, request: _, command }: Proposal) -> Applied {
-    let index = state.index + 1;
-    match command {
-        Command::CreateCluster { .. } if state.cluster.is_some() => return Applied::Refused(Refusal::ClusterExists),
-        Command::CreateCluster { id, ca_certificate, ca_key_sealed } => {
-            state.cluster = Some(Cluster { id, created_at: at, ca_certificate, ca_key_sealed, version: 1 });
-        }
-        Command::CreateToken { id, secret_hash, expires_at, uses } => {
-            state.tokens.insert(id, Arc::new(JoinToken { id, secret_hash, created_at: at, expires_at, uses_left: uses }));
-        }
-        Command::AdmitNode { token, node, name, key_fingerprint, certificate_expires_at } => {
-            let Some(row) = state.tokens.get(&token) else { return Applied::Refused(Refusal::TokenUnknown) };
-            if at >= row.expires_at {
-                return Applied::Refused(Refusal::TokenExpired);
-            }
-            if row.uses_left == 0 {
-                return Applied::Refused(Refusal::TokenUsedUp);
-            }
-            let row = JoinToken { uses_left: row.uses_left - 1, ..(**row).clone() };
-            state.tokens.insert(token, Arc::new(row));
-            let row = Node {
-                id: node,
-                facts: NodeFacts { name, ..NodeFacts::default() },
-                joined_at: at,
-                up: false,
-                changed_at: at,
-                certificate_expires_at,
-                key_fingerprint,
-                cordoned: false,
-                blocked_ports: Default::default(),
-            };
-            state.nodes.insert(node, Arc::new(row));
-        }
-        Command::NodeUp { node, facts } => match state.nodes.get(&node).cloned() {
-            Some(row) => {
-                state.nodes.insert(node, Arc::new(Node { facts, up: true, changed_at: at, ..(*row).clone() }));
-            }
-            None => return Applied::Refused(Refusal::NoSuchNode(node)),
-        },
-        Command::NodeDown { node } => match state.nodes.get(&node).cloned() {
-            Some(row) => {
-                state.nodes.insert(node, Arc::new(Node { up: false, changed_at: at, ..(*row).clone() }));
-            }
-            None => return Applied::Refused(Refusal::NoSuchNode(node)),
-        },
-        Command::NodeCertificate { node, key_fingerprint, expires_at } => match state.nodes.get(&node).cloned() {
-            Some(row) => {
-                state.nodes.insert(node, Arc::new(Node { key_fingerprint, certificate_expires_at: expires_at, ..(*row).clone() }));
-            }
-            None => return Applied::Refused(Refusal::NoSuchNode(node)),
-        },
-        Command::Report { node, statuses, gone } => {
-            for status in statuses {
-                let Some(alloc) = state.allocs.get(&status.id).filter(|a| a.node == node).cloned() else { continue };
-                if alloc.status.as_ref().is_none_or(|s| s.seq < status.seq) {
-                    state.allocs.insert(alloc.id, Arc::new(Alloc { status: Some(Arc::new(status)), ..(*alloc).clone() }));
-                }
-            }
-            for id in gone {
-                if state.allocs.get(&id).is_some_and(|a| a.node == node) {
-                    state.allocs.remove(&id);
-                }
-            }
-        }
-        other => panic!("the gateway proposes no {other:?}"),
-    }
-    Applied::Done { index }
 }
 
 /// A server's gateway with what is behind it.

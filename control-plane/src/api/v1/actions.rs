@@ -72,15 +72,20 @@ async fn no_body(ctx: &mut Ctx) -> Result<Vec<u8>, ApiError> {
 async fn act(ctx: Ctx, body: &[u8], command: Command) -> Result<Response, ApiError> {
     let query: ChangeQuery = ctx.query()?;
     let identity = Identity::of(&ctx, body)?;
+    // These start a deployment, or give the one under way another number to reach.
+    let follows = match &command {
+        Command::Restart { key, .. } | Command::Scale { key, .. } => Some(key.clone()),
+        _ => None,
+    };
     let committed = idempotency::commit(&ctx, identity, &query, |_| Ok(command)).await?;
     let state = &committed.state;
-    let (index, changed, deployment) = match &committed.applied {
-        Applied::Done { index } => (*index, true, None),
-        Applied::Unchanged { index } => (*index, false, None),
-        Applied::Deployed { index, deployments, .. } => (*index, !deployments.is_empty(), deployments.first()),
+    let (index, changed) = match &committed.applied {
+        Applied::Done { index } | Applied::Deployed { index, .. } => (*index, true),
+        Applied::Unchanged { index } => (*index, false),
         Applied::Refused(refusal) => return Err(refusal.clone().into()),
     };
-    let deployment = deployment.and_then(|id| state.deployments.get(id)).map(|row| view::deployment(state, row));
+    let deployment = follows.filter(|_| changed).and_then(|key| state.workload(&key)?.deployment);
+    let deployment = deployment.and_then(|id| state.deployments.get(&id)).map(|row| view::deployment(state, row));
     let mut response = ctx.json(index, &ActionAnswer { index, deployment, changed })?;
     mark_replayed(&mut response, committed.replayed);
     Ok(response)

@@ -54,14 +54,9 @@ pub(crate) struct AllocationsQuery {
     pub consistency: Option<Consistency>,
 }
 
-/// Whether a copy has ended for good.
-pub(crate) fn has_ended(alloc: &Alloc) -> bool {
-    alloc.status.as_ref().is_some_and(|status| status.phase.is_terminal())
-}
-
 /// Copies of one workload, by slot and age.
 pub(crate) fn of_workload(state: &State, key: &WorkloadKey) -> Vec<Arc<Alloc>> {
-    let mut allocs: Vec<Arc<Alloc>> = state.allocs.values().filter(|alloc| alloc.key == *key).cloned().collect();
+    let mut allocs: Vec<Arc<Alloc>> = state.allocs_of(key).cloned().collect();
     allocs.sort_by_key(|alloc| (alloc.index, alloc.id));
     allocs
 }
@@ -78,7 +73,7 @@ pub(crate) async fn list_workload_allocations(ctx: Ctx) -> Result<Response, ApiE
     let state = ctx.read(query.consistency).await?;
     workloads::row(&state, &key)?;
     let rows = of_workload(&state, &key).into_iter();
-    let rows = rows.filter(|alloc| (query.all || !has_ended(alloc)) && after.is_none_or(|after| (alloc.index, alloc.id) > after));
+    let rows = rows.filter(|alloc| (query.all || !alloc.has_ended()) && after.is_none_or(|after| (alloc.index, alloc.id) > after));
     let (rows, next_page_token) = request.cut(rows, |alloc| format!("{}/{}", alloc.index, alloc.id));
     let items: Vec<Allocation> = rows.iter().map(|alloc| view::allocation(&state, alloc)).collect();
     ctx.json(state.index, &Page { items, next_page_token, index: state.index })
@@ -106,7 +101,7 @@ pub(crate) async fn list_allocations(ctx: Ctx) -> Result<Response, ApiError> {
             && environment.as_ref().is_none_or(|name| *name == alloc.key.environment)
             && workload.as_ref().is_none_or(|name| *name == alloc.key.workload)
             && node.is_none_or(|node| node == alloc.node)
-            && (all || !has_ended(alloc))
+            && (all || !alloc.has_ended())
     });
     let (rows, next_page_token) = request.cut(rows, |alloc: &&Arc<Alloc>| alloc.id.to_string());
     let items: Vec<Allocation> = rows.into_iter().map(|alloc| view::allocation(&state, alloc)).collect();
@@ -123,8 +118,8 @@ fn find(state: &State, key: &WorkloadKey, wanted: &str) -> Result<Arc<Alloc>, Ap
     }
     let index: Option<u32> =
         wanted.strip_prefix(key.workload.as_str()).and_then(|rest| rest.strip_prefix('-')).and_then(|n| n.parse().ok());
-    let in_slot = state.allocs.values().filter(|alloc| Some(alloc.index) == index && alloc.key == *key);
-    let best = in_slot.max_by_key(|alloc| (alloc.run, !has_ended(alloc), alloc.release, alloc.id));
+    let in_slot = state.allocs_of(key).filter(|alloc| Some(alloc.index) == index);
+    let best = in_slot.max_by_key(|alloc| (alloc.run, !alloc.has_ended(), alloc.release, alloc.id));
     best.cloned().ok_or_else(|| {
         ApiError::not_found(format!("workload {key} has no copy `{wanted}`"))
             .hint(format!("its copies are named {}-0, {0}-1, ...", key.workload))
@@ -150,6 +145,5 @@ pub(crate) async fn explain_allocation(ctx: Ctx) -> Result<Response, ApiError> {
     let key = ctx.workload_key()?;
     let state = ctx.read(query.consistency).await?;
     let alloc = find(&state, &key, ctx.param("allocation")?)?;
-    let explanation = view::explain_allocation(&state, &alloc, ctx.store().env.clock.now());
-    ctx.object(state.index, &explanation)
+    ctx.object(state.index, &view::explain_allocation(&state, &alloc, ctx.store().env.clock.now()))
 }

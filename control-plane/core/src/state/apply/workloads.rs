@@ -1,0 +1,168 @@
+//! What users ask of workloads: deploy, restart, scale, stop, remove.
+
+use std::sync::Arc;
+
+use optimus_common::api::v1::DeploymentPhase;
+use optimus_common::{Reason, Span, WorkloadKey};
+
+use super::super::command::*;
+use super::super::tables::*;
+use super::{Step, too_many};
+
+impl Step<'_> {
+    pub(super) fn deploy(&mut self, items: Vec<DeployItem>) -> Applied {
+        let fresh = items.iter().filter(|i| !self.state.workloads.contains_key(&i.key)).count();
+        if self.state.workloads.len() + fresh > WORKLOADS_MAX {
+            return too_many("workloads", WORKLOADS_MAX as u64);
+        }
+        // All or none: look at every item before the first change.
+        for item in &items {
+            if item.spec.copies.unwrap_or(0) > COPIES_MAX {
+                return too_many("copies", u64::from(COPIES_MAX));
+            }
+            if self.state.workloads.get(&item.key).is_some_and(|w| w.removing) {
+                return Applied::Refused(Refusal::BeingRemoved(item.key.clone()));
+            }
+        }
+        let (mut deployments, mut unchanged) = (Vec::new(), Vec::new());
+        for item in items {
+            let id = item.deployment;
+            if self.deploy_one(&item) {
+                deployments.push(id);
+            } else {
+                unchanged.push(item.key);
+            }
+        }
+        Applied::Deployed { index: self.index, deployments, unchanged }
+    }
+
+    /// False: it already was so.
+    pub(super) fn deploy_one(&mut self, item: &DeployItem) -> bool {
+        let known = self.state.workloads.get(&item.key).cloned();
+        let copies = item.spec.copies.or(known.as_ref().map(|w| w.copies)).unwrap_or(1);
+        if let Some(workload) = &known {
+            let same_spec = self.state.release(&item.key, workload.release).is_some_and(|r| r.spec == item.spec);
+            let under_way = self.running_deployment(workload).is_some();
+            let settled = workload.stable == Some(workload.release);
+            if same_spec && !workload.stopped && workload.copies == copies && (settled || under_way) {
+                return false;
+            }
+        }
+        let number = known.as_ref().map_or(1, |w| w.newest + 1);
+        let release = Release { key: item.key.clone(), number, spec: item.spec.clone(), source: item.source.clone(), created_at: self.at };
+        self.state.releases.insert((item.key.clone(), number), Arc::new(release));
+        let mut workload = known.map_or_else(
+            || Workload {
+                key: item.key.clone(),
+                release: number,
+                newest: number,
+                stable: None,
+                copies,
+                stopped: false,
+                removing: false,
+                created_at: self.at,
+                updated_at: self.at,
+                revision: self.index,
+                deployment: None,
+            },
+            |w| Workload::clone(&w),
+        );
+        // What to go back to: the release that ran, unless it was stopped on purpose.
+        let from = workload.stable.filter(|_| !workload.stopped);
+        workload.copies = copies;
+        self.start_deployment(&mut workload, item.deployment, number, from, "deploy", item.spec.update.deadline);
+        self.put_workload(workload);
+        true
+    }
+
+    pub(super) fn restart(&mut self, key: WorkloadKey, deployment: optimus_common::DeploymentId) -> Applied {
+        let mut workload = match self.changeable(&key) {
+            Ok(workload) => workload,
+            Err(refusal) => return Applied::Refused(refusal),
+        };
+        let Some(current) = self.state.release(&key, workload.release).cloned() else {
+            return Applied::Refused(Refusal::NoSuchWorkload(key));
+        };
+        let number = workload.newest + 1;
+        let release = Release { number, created_at: self.at, ..Release::clone(&current) };
+        self.state.releases.insert((key.clone(), number), Arc::new(release));
+        let from = workload.stable.filter(|_| !workload.stopped);
+        self.start_deployment(&mut workload, deployment, number, from, "restart", current.spec.update.deadline);
+        self.put_workload(workload);
+        self.done()
+    }
+
+    pub(super) fn scale(&mut self, key: WorkloadKey, copies: u32, deployment: optimus_common::DeploymentId) -> Applied {
+        if copies > COPIES_MAX {
+            return too_many("copies", u64::from(COPIES_MAX));
+        }
+        let mut workload = match self.changeable(&key) {
+            Ok(workload) => workload,
+            Err(refusal) => return Applied::Refused(refusal),
+        };
+        if workload.copies == copies && !workload.stopped {
+            return self.unchanged();
+        }
+        self.event(EventKind::WorkloadScaled, &key.to_string(), &format!("scaled from {} to {copies} copies", workload.copies), None);
+        workload.copies = copies;
+        if self.running_deployment(&workload).is_some() {
+            // The deployment under way simply has another number to reach.
+            workload.updated_at = self.at;
+            workload.revision = self.index;
+        } else {
+            let deadline = self.state.release(&key, workload.release).map_or(Span::secs(120), |r| r.spec.update.deadline);
+            // Nothing to go back to: a scale that does not fit stays as a wish with its reason.
+            let release = workload.release;
+            self.start_deployment(&mut workload, deployment, release, None, "scale", deadline);
+        }
+        self.put_workload(workload);
+        self.done()
+    }
+
+    pub(super) fn stop_workload(&mut self, key: WorkloadKey) -> Applied {
+        let mut workload = match self.changeable(&key) {
+            Ok(workload) => workload,
+            Err(refusal) => return Applied::Refused(refusal),
+        };
+        if workload.stopped {
+            return self.unchanged();
+        }
+        self.end_running(&workload, DeploymentPhase::Cancelled, Some(Reason::Cancelled));
+        workload.stopped = true;
+        workload.updated_at = self.at;
+        workload.revision = self.index;
+        self.put_workload(workload);
+        self.event(EventKind::WorkloadStopped, &key.to_string(), "stopped on request", None);
+        self.done()
+    }
+
+    pub(super) fn remove_workload(&mut self, key: WorkloadKey) -> Applied {
+        let Some(workload) = self.state.workloads.get(&key).map(|w| Workload::clone(w)) else {
+            return Applied::Refused(Refusal::NoSuchWorkload(key));
+        };
+        if workload.removing {
+            return self.unchanged();
+        }
+        self.end_running(&workload, DeploymentPhase::Cancelled, Some(Reason::Cancelled));
+        self.put_workload(Workload { stopped: true, removing: true, updated_at: self.at, revision: self.index, ..workload });
+        self.event(EventKind::WorkloadStopped, &key.to_string(), "being removed on request", None);
+        self.done()
+    }
+
+    /// The workload, unless it is unknown or on its way out.
+    pub(super) fn changeable(&self, key: &WorkloadKey) -> Result<Workload, Refusal> {
+        match self.state.workloads.get(key) {
+            None => Err(Refusal::NoSuchWorkload(key.clone())),
+            Some(w) if w.removing => Err(Refusal::BeingRemoved(key.clone())),
+            Some(w) => Ok(Workload::clone(w)),
+        }
+    }
+
+    pub(super) fn put_workload(&mut self, workload: Workload) {
+        self.state.workloads.insert(workload.key.clone(), Arc::new(workload));
+    }
+
+    pub(super) fn running_deployment(&self, workload: &Workload) -> Option<Arc<Deployment>> {
+        workload.deployment.and_then(|id| self.state.deployments.get(&id)).filter(|d| !d.phase.is_final()).cloned()
+    }
+}

@@ -1,0 +1,514 @@
+//! The control plane's decisions against a model of agents that do as they are told, or misbehave as scripted.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::state::*;
+use crate::{reconciler, view};
+use optimus_common::api::v1::DeploymentPhase;
+use optimus_common::ids::RequestId;
+use optimus_common::protocol::{AllocStatus, NodeFacts, Phase};
+use optimus_common::reason::Exit;
+use optimus_common::spec::*;
+use optimus_common::{AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
+
+mod properties;
+
+fn id(n: u128) -> uuid::Uuid {
+    uuid::Uuid::from_u128(n)
+}
+
+fn key(name: &str) -> WorkloadKey {
+    let name_of = |n: &str| Name::new(n).unwrap();
+    WorkloadKey { project: name_of("shop"), environment: name_of("dev"), workload: name_of(name) }
+}
+
+fn spec() -> WorkloadSpec {
+    WorkloadSpec {
+        kind: Kind::Service,
+        driver: Driver::Process,
+        run: Run::Argv(vec!["app".into()]),
+        dir: None,
+        env: BTreeMap::new(),
+        user: None,
+        copies: Some(3),
+        ports: vec![Port { name: Name::new("http").unwrap(), fixed: None }],
+        resources: Resources { cpu: Millicores(500), memory_request: Bytes::mib(64), memory_limit: Bytes::mib(64), pids: 100 },
+        health: Health { readiness: None, liveness: None },
+        restart: Restart { delay: Span::secs(1), delay_max: Span::secs(60), reset_after: Span::secs(60) },
+        stop: Stop { signal: "TERM".into(), grace: Span::secs(10) },
+        update: Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(60), min_ready: Span(0) },
+        logs: Logs { size: Bytes::mib(1) },
+        secrets: vec![],
+        labels: BTreeMap::new(),
+        schedule: None,
+        timeout: None,
+    }
+}
+
+/// What a copy does after it was placed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Behaviour {
+    Ready,
+    NeverReady,
+    Crashes,
+    PortTaken,
+}
+
+/// A control plane with obedient agents on `nodes`.
+struct World {
+    state: State,
+    now: Timestamp,
+    ids: u128,
+    seq: u64,
+    /// By release; ready unless scripted.
+    behaviour: BTreeMap<u64, Behaviour>,
+    log: Vec<(u64, Proposal)>,
+}
+
+impl World {
+    fn new(nodes: usize) -> Self {
+        let mut world =
+            World { state: State::default(), now: Timestamp(1_000_000), ids: 0, seq: 0, behaviour: BTreeMap::new(), log: vec![] };
+        world.apply(Command::CreateCluster { id: ClusterId(id(1)), ca_certificate: vec![], ca_key_sealed: vec![] });
+        let token = TokenId(id(2));
+        let expires_at = world.now + Span::secs(60);
+        world.apply(Command::CreateToken { id: token, secret_hash: vec![], expires_at, uses: nodes as u32 });
+        for n in 0..nodes {
+            let node = NodeId(id(100 + n as u128));
+            let name = format!("host-{n}");
+            let certificate_expires_at = expires_at;
+            world.apply(Command::AdmitNode { token, node, name: name.clone(), key_fingerprint: vec![], certificate_expires_at });
+            world.apply(Command::NodeUp { node, facts: facts(&name) });
+        }
+        world
+    }
+
+    fn apply(&mut self, command: Command) -> Applied {
+        self.propose(Proposal { at: self.now, request: None, command })
+    }
+
+    fn propose(&mut self, proposal: Proposal) -> Applied {
+        let index = self.state.index + 1;
+        self.log.push((index, proposal.clone()));
+        self.state.apply(index, proposal)
+    }
+
+    fn next_id(&mut self) -> uuid::Uuid {
+        self.ids += 1;
+        id(1_000_000 + self.ids)
+    }
+
+    fn deploy(&mut self, name: &str, spec: WorkloadSpec) -> Applied {
+        let deployment = DeploymentId(self.next_id());
+        self.apply(Command::Deploy { items: vec![DeployItem { key: key(name), spec: Arc::new(spec), source: None, deployment }] })
+    }
+
+    /// One look of the leader; true if it had something to do.
+    fn reconcile(&mut self) -> bool {
+        let mut ids = self.ids;
+        let outcome = reconciler::reconcile(&self.state, self.now, &mut || {
+            ids += 1;
+            AllocId(id(1_000_000 + ids))
+        });
+        self.ids = ids;
+        if outcome.plan.is_empty() {
+            return false;
+        }
+        self.apply(Command::Plan(outcome.plan));
+        true
+    }
+
+    /// Agents report once on everything they should do.
+    fn agents(&mut self) -> bool {
+        let mut any = false;
+        let nodes: Vec<NodeId> = self.state.nodes.values().filter(|n| n.up).map(|n| n.id).collect();
+        for node in nodes {
+            let allocs: Vec<Arc<Alloc>> = self.state.allocs_on(node).filter(|a| !a.has_ended()).cloned().collect();
+            let statuses: Vec<AllocStatus> = allocs.iter().filter_map(|a| self.obey(a)).collect();
+            if !statuses.is_empty() {
+                any = true;
+                self.apply(Command::Report { node, statuses, gone: vec![] });
+            }
+        }
+        any
+    }
+
+    fn obey(&mut self, alloc: &Alloc) -> Option<AllocStatus> {
+        let behaviour = self.behaviour.get(&alloc.release).copied().unwrap_or(Behaviour::Ready);
+        let old = alloc.status.as_deref();
+        let (phase, ready, restarts, reason) = match (alloc.run, behaviour) {
+            (false, _) => (Phase::Stopped, false, 0, None),
+            (true, Behaviour::Ready) => (Phase::Running, true, 0, None),
+            (true, Behaviour::NeverReady) => {
+                let reason = Reason::NotReady { probe: "GET /".into(), last: "refused".into(), listening: vec![], port: None };
+                (Phase::Running, false, 0, Some(reason))
+            }
+            (true, Behaviour::Crashes) => {
+                let exit = Exit { code: Some(1), signal: None, oom: None, at: self.now, ran_for: Span(5) };
+                (Phase::Backoff, false, old.map_or(0, |s| s.restarts + 1), Some(Reason::Exited { exit }))
+            }
+            (true, Behaviour::PortTaken) => {
+                (Phase::Failed, false, 0, Some(Reason::PortTaken { port: alloc.ports[0].1, holder: Some("nginx (pid 1)".into()) }))
+            }
+        };
+        if behaviour != Behaviour::Crashes && old.is_some_and(|s| s.phase == phase && s.ready == ready) {
+            return None;
+        }
+        self.seq += 1;
+        let ready_since = ready.then_some(self.now);
+        Some(AllocStatus {
+            id: alloc.id,
+            seq: self.seq,
+            phase,
+            ready,
+            ready_since,
+            reason,
+            restarts,
+            pid: ready.then_some(7),
+            started_at: ready.then_some(self.now),
+            last_exit: None,
+            unenforced: vec![],
+            last_lines: vec![],
+        })
+    }
+
+    /// Lets leader and agents act until nothing changes, a second at a time, for `seconds` at most.
+    fn run(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            for _ in 0..50 {
+                let decided = self.reconcile();
+                if !(self.agents() | decided) {
+                    break;
+                }
+            }
+            self.now = self.now + Span::secs(1);
+        }
+    }
+
+    fn copies(&self, name: &str) -> Vec<Arc<Alloc>> {
+        let mut copies: Vec<Arc<Alloc>> = self.state.allocs_of(&key(name)).filter(|a| a.run).cloned().collect();
+        copies.sort_by_key(|a| a.index);
+        copies
+    }
+
+    fn ready(&self, name: &str) -> usize {
+        self.copies(name).iter().filter(|a| a.is_ready()).count()
+    }
+
+    fn deployment(&self, name: &str) -> Deployment {
+        let id = self.state.workload(&key(name)).unwrap().deployment.unwrap();
+        Deployment::clone(&self.state.deployments[&id])
+    }
+}
+
+fn facts(name: &str) -> NodeFacts {
+    NodeFacts {
+        name: name.into(),
+        cpu: Millicores(4000),
+        memory: Bytes(8 << 30),
+        drivers: vec!["process".into()],
+        ports: (20_000, 20_099),
+        address: "127.0.0.1".into(),
+        ..NodeFacts::default()
+    }
+}
+
+#[test]
+fn a_first_deploy_places_every_slot_and_succeeds() {
+    let mut world = World::new(1);
+    world.deploy("web", spec());
+    world.run(2);
+    let copies = world.copies("web");
+    assert_eq!(copies.iter().map(|a| a.index).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(world.ready("web"), 3);
+    assert_eq!(world.deployment("web").phase, DeploymentPhase::Succeeded);
+    let mut ports: Vec<u16> = copies.iter().map(|a| a.ports[0].1).collect();
+    ports.dedup();
+    assert_eq!(ports.len(), 3, "each has a port of its own");
+    assert_eq!(view::status(&world.state, Some(1), 1, 1).unwrap().summary, "all 3 copies of 1 workload are ready");
+}
+
+#[test]
+fn copies_spread_over_nodes() {
+    let mut world = World::new(3);
+    world.deploy("web", spec());
+    world.run(2);
+    let mut nodes: Vec<NodeId> = world.copies("web").iter().map(|a| a.node).collect();
+    nodes.sort();
+    nodes.dedup();
+    assert_eq!(nodes.len(), 3);
+}
+
+#[test]
+fn what_does_not_fit_waits_and_says_why_for_each_node() {
+    let mut world = World::new(2);
+    let mut big = spec();
+    big.resources.cpu = Millicores(3000);
+    world.deploy("web", big);
+    world.run(2);
+    assert_eq!(world.ready("web"), 2, "one on each node");
+    let workload = world.state.workload(&key("web")).unwrap().clone();
+    let reason = reconciler::unplaced(&world.state, &workload, 2, world.now).unwrap();
+    assert_eq!(reason.to_string(), "no node can take it: host-0: cpu: asks for 3 cores, 1 free; host-1: cpu: asks for 3 cores, 1 free");
+    // The API says so while it waits, and when it has waited too long.
+    assert!(view::deployment(&world.state, &world.deployment("web")).reason.unwrap().message.contains("3 cores"));
+    world.run(70);
+    let deployment = world.deployment("web");
+    assert_eq!(deployment.phase, DeploymentPhase::Failed);
+    assert!(deployment.reason.unwrap().to_string().contains("web-2: no node can take it"));
+}
+
+#[test]
+fn no_node_at_all_is_a_reason_of_its_own() {
+    let mut world = World::new(0);
+    world.deploy("web", spec());
+    world.run(1);
+    let workload = world.state.workload(&key("web")).unwrap().clone();
+    assert_eq!(reconciler::unplaced(&world.state, &workload, 0, world.now), Some(Reason::NoNodes));
+}
+
+#[test]
+fn scaling_adds_and_takes_the_highest_slots() {
+    let mut world = World::new(1);
+    world.deploy("web", spec());
+    world.run(2);
+    for (copies, slots) in [(5, vec![0, 1, 2, 3, 4]), (2, vec![0, 1]), (0, vec![])] {
+        let deployment = DeploymentId(world.next_id());
+        world.apply(Command::Scale { key: key("web"), copies, deployment });
+        world.run(2);
+        assert_eq!(world.copies("web").iter().map(|a| a.index).collect::<Vec<_>>(), slots);
+        assert_eq!(world.deployment("web").phase, DeploymentPhase::Succeeded);
+    }
+}
+
+fn changed(n: u32) -> WorkloadSpec {
+    WorkloadSpec { run: Run::Argv(vec!["app".into(), n.to_string()]), ..spec() }
+}
+
+#[test]
+fn an_update_starts_each_new_copy_before_it_stops_the_old_one() {
+    let mut world = World::new(1);
+    world.deploy("web", spec());
+    world.run(2);
+    world.deploy("web", changed(2));
+    for _ in 0..40 {
+        let decided = world.reconcile();
+        let running = world.state.allocs_of(&key("web")).filter(|a| !a.has_ended()).count();
+        assert!(world.ready("web") >= 3, "never fewer ready than before");
+        assert!(running <= 3 + 2, "one at a time");
+        if !(world.agents() | decided) {
+            break;
+        }
+    }
+    assert!(world.copies("web").iter().all(|a| a.release == 2));
+    assert_eq!(world.deployment("web").phase, DeploymentPhase::Succeeded);
+}
+
+#[test]
+fn a_fixed_port_makes_the_old_copy_stop_first() {
+    let mut world = World::new(1);
+    let fixed = |n| WorkloadSpec { copies: Some(1), ports: vec![Port { name: Name::new("http").unwrap(), fixed: Some(80) }], ..changed(n) };
+    world.deploy("web", fixed(1));
+    world.run(2);
+    world.deploy("web", fixed(2));
+    world.run(3);
+    let copies = world.copies("web");
+    assert_eq!((copies.len(), copies[0].release, copies[0].ports[0].1), (1, 2, 80));
+    assert_eq!(world.deployment("web").phase, DeploymentPhase::Succeeded);
+}
+
+#[test]
+fn a_failed_update_goes_back_and_keeps_the_old_copies() {
+    for behaviour in [Behaviour::NeverReady, Behaviour::Crashes] {
+        let mut world = World::new(1);
+        world.deploy("web", spec());
+        world.run(2);
+        let before: Vec<AllocId> = world.copies("web").iter().map(|a| a.id).collect();
+        world.behaviour.insert(2, behaviour);
+        world.deploy("web", changed(2));
+        world.run(70);
+        assert_eq!(world.copies("web").iter().map(|a| a.id).collect::<Vec<_>>(), before, "{behaviour:?}");
+        let deployment = world.deployment("web");
+        assert_eq!(deployment.phase, DeploymentPhase::RolledBack, "{behaviour:?}");
+        let reason = deployment.reason.unwrap();
+        match behaviour {
+            Behaviour::NeverReady => assert!(reason.to_string().contains("no progress for 1m; web-0: GET / not passing"), "{reason}"),
+            _ => assert!(matches!(reason, Reason::Exited { .. }), "{reason}"),
+        }
+        assert_eq!(world.state.workload(&key("web")).unwrap().release, 1);
+    }
+}
+
+#[test]
+fn a_failed_first_deployment_leaves_its_copies_to_be_looked_at() {
+    let mut world = World::new(1);
+    world.behaviour.insert(1, Behaviour::NeverReady);
+    world.deploy("web", spec());
+    world.run(70);
+    assert_eq!(world.deployment("web").phase, DeploymentPhase::Failed);
+    assert_eq!(world.copies("web").len(), 3);
+    // The same file again is another try, not "unchanged".
+    world.behaviour.clear();
+    assert!(matches!(world.deploy("web", spec()), Applied::Deployed { ref deployments, .. } if deployments.len() == 1));
+    world.run(5);
+    assert_eq!(world.deployment("web").phase, DeploymentPhase::Succeeded);
+}
+
+#[test]
+fn a_taken_port_moves_the_copy_and_is_avoided_for_a_while() {
+    let mut world = World::new(1);
+    let one = WorkloadSpec { copies: Some(1), ..spec() };
+    world.behaviour.insert(1, Behaviour::PortTaken);
+    world.deploy("web", one);
+    world.reconcile();
+    let taken = world.copies("web")[0].ports[0].1;
+    world.agents();
+    world.behaviour.clear();
+    world.run(2);
+    assert_ne!(world.copies("web")[0].ports[0].1, taken);
+    assert!(world.state.nodes.values().next().unwrap().blocked_ports.contains_key(&taken));
+    assert_eq!(world.ready("web"), 1);
+}
+
+#[test]
+fn a_deploy_of_the_same_is_unchanged_and_keeps_a_scaled_number() {
+    let mut world = World::new(1);
+    let unset = WorkloadSpec { copies: None, ..spec() };
+    world.deploy("web", unset.clone());
+    world.run(2);
+    assert_eq!(world.ready("web"), 1);
+    let deployment = DeploymentId(world.next_id());
+    world.apply(Command::Scale { key: key("web"), copies: 4, deployment });
+    world.run(2);
+    assert!(matches!(world.deploy("web", unset.clone()), Applied::Deployed { ref unchanged, .. } if unchanged.len() == 1));
+    world.deploy("web", WorkloadSpec { copies: None, ..changed(9) });
+    world.run(9);
+    assert_eq!(world.ready("web"), 4, "the number is the server's unless the file says one");
+}
+
+#[test]
+fn stop_rm_and_restart_do_what_they_say() {
+    let mut world = World::new(1);
+    world.deploy("web", spec());
+    world.run(2);
+    let before: Vec<AllocId> = world.copies("web").iter().map(|a| a.id).collect();
+    let deployment = DeploymentId(world.next_id());
+    world.apply(Command::Restart { key: key("web"), deployment });
+    world.run(5);
+    assert!(world.copies("web").iter().all(|a| !before.contains(&a.id) && a.release == 2));
+    world.apply(Command::StopWorkload { key: key("web") });
+    world.run(2);
+    assert!(world.copies("web").is_empty());
+    assert!(world.state.workload(&key("web")).unwrap().stopped);
+    world.deploy("web", spec());
+    world.run(5);
+    assert_eq!(world.ready("web"), 3);
+    world.apply(Command::RemoveWorkload { key: key("web") });
+    assert!(matches!(world.deploy("web", spec()), Applied::Refused(Refusal::BeingRemoved(_))));
+    world.run(3);
+    assert!(world.state.workloads.is_empty() && world.state.allocs.is_empty() && world.state.releases.is_empty());
+}
+
+#[test]
+fn copies_of_a_lost_node_are_replaced_where_there_is_room() {
+    let mut world = World::new(2);
+    world.deploy("web", WorkloadSpec { copies: Some(2), ..spec() });
+    world.run(2);
+    let lost = world.copies("web")[0].node;
+    world.apply(Command::NodeDown { node: lost });
+    world.run(2);
+    let elsewhere = world.copies("web").iter().filter(|a| a.node != lost && a.is_ready()).count();
+    assert_eq!(elsewhere, 2);
+    // It comes back: each slot keeps one copy.
+    let name = world.state.nodes[&lost].facts.name.clone();
+    world.apply(Command::NodeUp { node: lost, facts: facts(&name) });
+    world.run(3);
+    assert_eq!(world.copies("web").len(), 2);
+}
+
+#[test]
+fn with_no_other_node_the_lost_copies_stay_as_they_were() {
+    let mut world = World::new(1);
+    world.deploy("web", spec());
+    world.run(2);
+    let before: Vec<AllocId> = world.copies("web").iter().map(|a| a.id).collect();
+    let node = world.copies("web")[0].node;
+    world.apply(Command::NodeDown { node });
+    world.run(5);
+    assert_eq!(world.copies("web").iter().map(|a| a.id).collect::<Vec<_>>(), before);
+    let shown = view::allocation(&world.state, &world.copies("web")[0]);
+    assert_eq!((shown.current, shown.reason.unwrap().code.as_str()), (false, "OPT-2004"));
+}
+
+#[test]
+fn a_retried_request_has_one_effect() {
+    let mut world = World::new(1);
+    world.deploy("web", spec());
+    world.run(2);
+    let restart = |world: &mut World, digest: u8| {
+        let deployment = DeploymentId(world.next_id());
+        let at = world.now;
+        let request = Some((RequestId(id(77)), vec![digest]));
+        world.propose(Proposal { at, request, command: Command::Restart { key: key("web"), deployment } })
+    };
+    let first = restart(&mut world, 1);
+    assert_eq!(restart(&mut world, 1), first);
+    assert_eq!(world.state.workload(&key("web")).unwrap().release, 2);
+    assert_eq!(restart(&mut world, 2), Applied::Refused(Refusal::RequestReused));
+}
+
+#[test]
+fn tokens_expire_and_are_used_up() {
+    let mut world = World::new(0);
+    let (token, at) = (TokenId(id(5)), world.now);
+    world.apply(Command::CreateToken { id: token, secret_hash: vec![], expires_at: at + Span::secs(10), uses: 1 });
+    let admit = |world: &mut World, node: u128| {
+        let (node, certificate_expires_at) = (NodeId(id(node)), world.now);
+        world.apply(Command::AdmitNode { token, node, name: "h".into(), key_fingerprint: vec![], certificate_expires_at })
+    };
+    assert!(matches!(admit(&mut world, 1), Applied::Done { .. }));
+    assert_eq!(admit(&mut world, 2), Applied::Refused(Refusal::TokenUsedUp));
+    world.apply(Command::CreateToken { id: TokenId(id(6)), secret_hash: vec![], expires_at: at + Span::secs(10), uses: 1 });
+    world.now = world.now + Span::secs(11);
+    let late = Command::AdmitNode {
+        token: TokenId(id(6)),
+        node: NodeId(id(3)),
+        name: "h".into(),
+        key_fingerprint: vec![],
+        certificate_expires_at: at,
+    };
+    assert_eq!(world.apply(late), Applied::Refused(Refusal::TokenExpired));
+}
+
+#[test]
+fn old_and_foreign_reports_are_ignored() {
+    let mut world = World::new(2);
+    world.deploy("web", WorkloadSpec { copies: Some(1), ..spec() });
+    world.run(2);
+    let copy = world.copies("web")[0].clone();
+    let mut old = AllocStatus::clone(copy.status.as_ref().unwrap());
+    old.ready = false;
+    assert!(matches!(
+        world.apply(Command::Report { node: copy.node, statuses: vec![old.clone()], gone: vec![] }),
+        Applied::Unchanged { .. }
+    ));
+    old.seq += 1;
+    let other = world.state.nodes.keys().copied().find(|n| *n != copy.node).unwrap();
+    assert!(matches!(world.apply(Command::Report { node: other, statuses: vec![old], gone: vec![copy.id] }), Applied::Unchanged { .. }));
+    assert!(world.copies("web")[0].is_ready());
+}
+
+#[test]
+fn events_of_one_index_are_numbered() {
+    let mut world = World::new(1);
+    let at = world.now;
+    for n in 0..2 {
+        let deployment = DeploymentId(id(50 + n));
+        let items = vec![DeployItem { key: key(&format!("w{n}")), spec: Arc::new(spec()), source: None, deployment }];
+        world.state.apply(99, Proposal { at, request: None, command: Command::Deploy { items } });
+    }
+    let keys: Vec<(u64, u32)> = world.state.events.keys().copied().filter(|(index, _)| *index == 99).collect();
+    assert_eq!(keys, [(99, 0), (99, 1)]);
+}

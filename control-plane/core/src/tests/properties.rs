@@ -1,0 +1,162 @@
+//! What must hold whatever users and the world do, in any order.
+
+use proptest::prelude::*;
+
+use super::{Behaviour, World, changed, facts, id, key};
+use crate::state::*;
+use crate::{reconciler, scheduler};
+use optimus_common::{AllocId, DeploymentId, Millicores, NodeId, Span};
+
+/// What users and the world may do.
+#[derive(Debug, Clone)]
+enum Act {
+    Deploy { workload: u8, copies: u8, cpu: u16, version: u8, fixed: bool },
+    Scale { workload: u8, copies: u8 },
+    Restart(u8),
+    Stop(u8),
+    Remove(u8),
+    NodeDown(u8),
+    NodeUp(u8),
+    Behave { release: u8, how: u8 },
+    Pass(u8),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let w = 0u8..3;
+    prop_oneof![
+        (w.clone(), 0u8..5, 10u16..2500, 0u8..3, any::<bool>()).prop_map(|(workload, copies, cpu, version, fixed)| Act::Deploy {
+            workload,
+            copies,
+            cpu,
+            version,
+            fixed
+        }),
+        (w.clone(), 0u8..6).prop_map(|(workload, copies)| Act::Scale { workload, copies }),
+        w.clone().prop_map(Act::Restart),
+        w.clone().prop_map(Act::Stop),
+        w.prop_map(Act::Remove),
+        (0u8..3).prop_map(Act::NodeDown),
+        (0u8..3).prop_map(Act::NodeUp),
+        (1u8..5, 0u8..4).prop_map(|(release, how)| Act::Behave { release, how }),
+        (0u8..20).prop_map(Act::Pass),
+    ]
+}
+
+fn perform(world: &mut World, act: &Act) {
+    let name = |n: &u8| format!("w{n}");
+    match act {
+        Act::Deploy { workload, copies, cpu, version, fixed } => {
+            let mut spec = changed(u32::from(*version));
+            spec.copies = Some(u32::from(*copies));
+            spec.resources.cpu = Millicores(u32::from(*cpu));
+            spec.update.deadline = Span::secs(8);
+            spec.update.parallel = 1 + u32::from(*version);
+            if *fixed {
+                spec.ports[0].fixed = Some(80);
+            }
+            world.deploy(&name(workload), spec);
+        }
+        Act::Scale { workload, copies } => {
+            let deployment = DeploymentId(world.next_id());
+            world.apply(Command::Scale { key: key(&name(workload)), copies: u32::from(*copies), deployment });
+        }
+        Act::Restart(workload) => {
+            let deployment = DeploymentId(world.next_id());
+            world.apply(Command::Restart { key: key(&name(workload)), deployment });
+        }
+        Act::Stop(workload) => drop(world.apply(Command::StopWorkload { key: key(&name(workload)) })),
+        Act::Remove(workload) => drop(world.apply(Command::RemoveWorkload { key: key(&name(workload)) })),
+        Act::NodeDown(n) => drop(world.apply(Command::NodeDown { node: NodeId(id(100 + u128::from(*n))) })),
+        Act::NodeUp(n) => {
+            let facts = facts(&format!("host-{n}"));
+            world.apply(Command::NodeUp { node: NodeId(id(100 + u128::from(*n))), facts });
+        }
+        Act::Behave { release, how } => {
+            let how = [Behaviour::Ready, Behaviour::NeverReady, Behaviour::Crashes, Behaviour::PortTaken][usize::from(*how)];
+            world.behaviour.insert(u64::from(*release), how);
+        }
+        Act::Pass(seconds) => world.run(u64::from(*seconds)),
+    }
+}
+
+/// No node holds more than it has, and no port twice.
+fn check_room(state: &State) {
+    for (id, node) in &state.nodes {
+        let taken = scheduler::taken(state, *id);
+        assert!(taken.cpu <= u64::from(node.facts.cpu.0) && taken.memory <= node.facts.memory.0, "{} is overcommitted", node.facts.name);
+        let ports: Vec<u16> = state.allocs_on(*id).filter(|a| !a.has_ended()).flat_map(|a| a.ports.iter().map(|p| p.1)).collect();
+        assert_eq!(ports.len(), taken.ports.len(), "a port of {} is there twice", node.facts.name);
+    }
+}
+
+proptest! {
+    #[test]
+    fn property_whatever_happens_room_is_kept_and_replay_agrees(acts in proptest::collection::vec(act(), 1..25)) {
+        let mut world = World::new(3);
+        for act in &acts {
+            perform(&mut world, act);
+            for _ in 0..6 {
+                let decided = world.reconcile();
+                check_room(&world.state);
+                if !(world.agents() | decided) {
+                    break;
+                }
+            }
+        }
+        // The same log gives the same state; so does a snapshot anywhere with the rest of the log.
+        let mut replayed = State::default();
+        let cut = world.log.len() / 2;
+        for (n, (index, proposal)) in world.log.iter().enumerate() {
+            if n == cut {
+                replayed = State::from_bytes(&replayed.to_bytes()).unwrap();
+            }
+            replayed.apply(*index, proposal.clone());
+        }
+        prop_assert_eq!(replayed.digest(), world.state.digest());
+        prop_assert_eq!(&replayed, &world.state);
+    }
+
+    #[test]
+    fn property_it_settles_and_then_rests(acts in proptest::collection::vec(act(), 1..15)) {
+        let mut world = World::new(3);
+        for act in &acts {
+            perform(&mut world, act);
+        }
+        // Nobody interferes any more, agents obey, and all nodes are there.
+        world.behaviour.clear();
+        for n in 0..3 {
+            perform(&mut world, &Act::NodeUp(n));
+        }
+        world.run(60);
+        for deployment in world.state.deployments.values() {
+            prop_assert!(deployment.phase.is_final(), "{deployment:?} never ended");
+        }
+        prop_assert!(!world.reconcile(), "it still has something to do");
+        for workload in world.state.workloads.values().filter(|w| !w.stopped) {
+            for index in 0..workload.copies {
+                let copies = world.state.allocs_of(&workload.key).filter(|a| a.run && a.index == index).count();
+                let unplaced = reconciler::unplaced(&world.state, workload, index, world.now);
+                prop_assert!(copies == 1 || unplaced.is_some(), "{}-{index} has {copies} copies", workload.key);
+            }
+        }
+    }
+
+    #[test]
+    fn property_a_plan_twice_changes_nothing_more(acts in proptest::collection::vec(act(), 1..12)) {
+        let mut world = World::new(2);
+        for act in &acts {
+            perform(&mut world, act);
+            let mut ids = world.ids;
+            let outcome = reconciler::reconcile(&world.state, world.now, &mut || { ids += 1; AllocId(id(1_000_000 + ids)) });
+            world.ids = ids;
+            if !outcome.plan.is_empty() {
+                world.apply(Command::Plan(outcome.plan.clone()));
+                let before = world.state.clone();
+                let again = world.apply(Command::Plan(outcome.plan));
+                let unchanged = matches!(again, Applied::Unchanged { .. });
+                prop_assert!(unchanged);
+                prop_assert_eq!(State { index: before.index, ..world.state.clone() }, before);
+            }
+        }
+    }
+}

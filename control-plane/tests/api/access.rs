@@ -1,0 +1,93 @@
+//! Who gets in, and from where.
+
+use optimus_control_plane::api::routes::table;
+use optimus_control_plane::auth::Permission;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{Answer, start};
+
+#[tokio::test]
+async fn every_route_refuses_strangers() {
+    let server = start().await;
+    for route in table() {
+        let path = filled(route.path);
+        let none = Answer::of(server.bare(route.method.as_str(), &path).send().await.unwrap()).await;
+        if route.permission == Permission::Public {
+            assert_eq!(none.status, 200, "{} {path}", route.method);
+            continue;
+        }
+        none.problem(401, "OPT-1102");
+        assert!(none.header("www-authenticate").starts_with("Bearer"));
+        let wrong = server.bare(route.method.as_str(), &path).bearer_auth(format!("{}x", server.token.expose()));
+        Answer::of(wrong.send().await.unwrap()).await.problem(401, "OPT-1102");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_throttled_and_lock_nobody_out() {
+    let server = start().await;
+    let mut throttled = None;
+    for _ in 0..200 {
+        let answer = Answer::of(server.bare("GET", "/v1/status").bearer_auth("guess").send().await.unwrap()).await;
+        if answer.status != 401 {
+            throttled = Some(answer);
+            break;
+        }
+    }
+    let throttled = throttled.expect("guessing was never slowed down");
+    throttled.problem(429, "OPT-1102");
+    assert!(throttled.header("retry-after").parse::<u64>().unwrap() >= 1);
+    assert_eq!(server.get("/v1/status").await.status, 200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn answers_carry_ids_and_security_headers() {
+    let server = start().await;
+    let answer = Answer::of(server.request("GET", "/v1/status").header("x-request-id", "ci-42").send().await.unwrap()).await;
+    assert_eq!(answer.header("x-request-id"), "ci-42");
+    assert_eq!(answer.header("x-content-type-options"), "nosniff");
+    assert_eq!(answer.header("cache-control"), "no-store");
+    assert!(answer.header("content-security-policy").starts_with("default-src 'none'"));
+    assert_eq!(answer.header("optimus-leader"), "1");
+    assert_eq!(answer.header("optimus-index"), answer.json()["index"].to_string());
+    let odd = Answer::of(server.request("GET", "/v1/status").header("x-request-id", "<script>").send().await.unwrap()).await;
+    assert_eq!(odd.header("x-request-id").len(), 36, "an id of ours");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn foreign_hosts_and_origins_are_refused() {
+    let server = start().await;
+    // HTTP/1.1 by hand: the client would not send a foreign Host.
+    let ask = async |host: &str, origin: &str| {
+        let mut stream = server.raw().await;
+        let origin = if origin.is_empty() { String::new() } else { format!("origin: {origin}\r\n") };
+        let request = format!(
+            "GET /v1/status HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {}\r\n{origin}connection: close\r\n\r\n",
+            server.token.expose()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).unwrap()
+    };
+    let port = server.address.port();
+    assert!(ask("optimus.example", "").await.starts_with("HTTP/1.1 200"));
+    assert!(ask(&format!("localhost:{port}"), &format!("https://localhost:{port}")).await.starts_with("HTTP/1.1 200"));
+    for (host, origin) in
+        [("evil.example", ""), ("localhost", "https://evil.example"), ("localhost", "null"), ("localhost", "http://localhost")]
+    {
+        let answer = ask(host, origin).await;
+        assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("OPT-1112"), "{host} {origin}: {answer}");
+    }
+    assert!(ask("a b", "").await.starts_with("HTTP/1.1 400"));
+    server.stop().await;
+}
+
+/// A route's template with names filled in.
+fn filled(path: &str) -> String {
+    let path = path.replace("{project}", "shop").replace("{env}", "prod").replace("{workload}", "web").replace("{allocation}", "web-0");
+    path.replace("{id}", "018f0000-0000-7000-8000-000000000000").replace("{node}", "host-1")
+}

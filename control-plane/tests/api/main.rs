@@ -1,0 +1,10 @@
+//! The REST API as its users meet it: over TLS, through a client that knows nothing of the server.
+#![allow(clippy::unwrap_used)]
+
+mod access;
+mod bounds;
+mod changes;
+mod errors;
+mod reads;
+mod streams;
+mod support;

@@ -1,0 +1,217 @@
+//! Bytes that releases left on disks and wires decode for ever.
+//!
+//! `UPDATE_EXPECT=1` writes files that are missing; it never rewrites one. A change that fails here changed the
+//! meaning of bytes that exist: give it a new version instead.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use optimus_common::codec::{self, FRAME_HEAD};
+use optimus_common::ids::RequestId;
+use optimus_common::protocol::*;
+use optimus_common::reason::{Exit, NodeRefusal, Oom, Refusal};
+use optimus_common::spec::{self, Context, WorkloadSpec};
+use optimus_common::{AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
+use optimus_core::state::command::*;
+use optimus_core::state::{Proposal, State};
+use optimus_tests::harness::repo_root;
+use uuid::Uuid;
+
+fn uuid(n: u128) -> Uuid {
+    Uuid::from_u128(n)
+}
+
+fn key() -> WorkloadKey {
+    let name = |n: &str| Name::new(n).unwrap();
+    WorkloadKey { project: name("shop"), environment: name("prod"), workload: name("web") }
+}
+
+fn spec_of(text: &str) -> WorkloadSpec {
+    let context = Context { default_project: Name::new("shop").ok(), base_dir: "/srv/shop".into(), environment: None };
+    spec::parse_toml("optimus.toml", text, &context).unwrap().spec.workloads.into_values().next().unwrap()
+}
+
+fn full_spec() -> WorkloadSpec {
+    spec_of(
+        "name = \"web\"\nrun = [\"python3\", \"app.py\"]\nuser = \"www\"\ncopies = 3\nports = { http = \"auto\", admin = 9000 }\ncpu = 0.5\nmemory = \"64M..128M\"\n\
+         pids = 64\nsecrets = [\"TOKEN\"]\nenv = { A = \"1\" }\nlabels = { team = \"a\" }\nhealth = { http = \"/h\", port = \"admin\", healthy_after = 2 }\n\
+         liveness = \"tcp\"\nrestart = { delay = \"2s\" }\nstop = { signal = \"INT\", grace = \"5s\" }\nupdate = { strategy = \"canary\", parallel = 2 }\nlogs = { size = \"1M\" }\n",
+    )
+}
+
+fn exit() -> Exit {
+    let oom = Some(Oom { limit: Bytes(64), peak: Bytes(63), kills: 2 });
+    Exit { code: None, signal: Some(9), oom, at: Timestamp(5), ran_for: Span(7) }
+}
+
+fn status() -> AllocStatus {
+    let last = Box::new(Reason::OutOfMemory { exit: exit(), oom: exit().oom.unwrap() });
+    AllocStatus {
+        id: AllocId(uuid(7)),
+        seq: 9,
+        phase: Phase::Backoff,
+        ready: false,
+        ready_since: Some(Timestamp(3)),
+        reason: Some(Reason::CrashLoop { restarts: 3, next_start: Timestamp(9), last }),
+        restarts: 3,
+        pid: Some(11),
+        started_at: Some(Timestamp(4)),
+        last_exit: Some(exit()),
+        unenforced: vec!["cpu: no right".into()],
+        last_lines: vec!["boom".into()],
+    }
+}
+
+fn facts() -> NodeFacts {
+    NodeFacts {
+        name: "host-1".into(),
+        version: "0.1.0".into(),
+        cpu: Millicores(4000),
+        memory: Bytes(1 << 33),
+        arch: "x86_64".into(),
+        kernel: "6.1".into(),
+        cgroup: "v2".into(),
+        unenforced: vec![],
+        drivers: vec!["process".into()],
+        ports: (20000, 29999),
+        address: "10.0.0.5".into(),
+        boot_id: "b".into(),
+        labels: BTreeMap::from([("zone".into(), "a".into())]),
+    }
+}
+
+fn commands() -> Vec<(&'static str, Command)> {
+    let (node, alloc, deployment) = (NodeId(uuid(1)), AllocId(uuid(7)), DeploymentId(uuid(3)));
+    let nodes = vec![NodeRefusal { node: "host-1".into(), refusal: Refusal::Cpu { asked: Millicores(500), free: Millicores(0) } }];
+    let plan = Plan {
+        place: vec![Placement { alloc, key: key(), index: 1, release: 2, node, ports: vec![("http".into(), 20_001)] }],
+        stop: vec![(alloc, Reason::Replaced { release: 2 })],
+        forget: vec![alloc],
+        deployments: vec![
+            DeploymentStep::Progress { id: deployment, ready: 2 },
+            DeploymentStep::Succeed { id: deployment },
+            DeploymentStep::Fail { id: deployment, reason: Reason::NoNodeFits { nodes } },
+            DeploymentStep::RolledBack { id: deployment },
+        ],
+        remove: vec![key()],
+    };
+    let item = DeployItem { key: key(), spec: Arc::new(full_spec()), source: Some("name = \"web\"".into()), deployment };
+    let (key_fingerprint, certificate_expires_at) = (vec![1, 2], Timestamp(99));
+    vec![
+        ("create_cluster", Command::CreateCluster { id: ClusterId(uuid(2)), ca_certificate: vec![1], ca_key_sealed: vec![2, 3] }),
+        ("create_token", Command::CreateToken { id: TokenId(uuid(4)), secret_hash: vec![9; 32], expires_at: Timestamp(100), uses: 2 }),
+        ("revoke_token", Command::RevokeToken { id: TokenId(uuid(4)) }),
+        (
+            "admit_node",
+            Command::AdmitNode { token: TokenId(uuid(4)), node, name: "host-1".into(), key_fingerprint, certificate_expires_at },
+        ),
+        ("node_up", Command::NodeUp { node, facts: facts() }),
+        ("node_down", Command::NodeDown { node }),
+        ("node_certificate", Command::NodeCertificate { node, key_fingerprint: vec![1], expires_at: Timestamp(8) }),
+        ("deploy", Command::Deploy { items: vec![item] }),
+        ("restart", Command::Restart { key: key(), deployment }),
+        ("scale", Command::Scale { key: key(), copies: 5, deployment }),
+        ("stop_workload", Command::StopWorkload { key: key() }),
+        ("remove_workload", Command::RemoveWorkload { key: key() }),
+        ("plan", Command::Plan(plan)),
+        ("report", Command::Report { node, statuses: vec![status()], gone: vec![alloc] }),
+    ]
+}
+
+/// Fails to compile when a command is added that has no golden bytes.
+fn name_of(command: &Command) -> &'static str {
+    match command {
+        Command::CreateCluster { .. } => "create_cluster",
+        Command::CreateToken { .. } => "create_token",
+        Command::RevokeToken { .. } => "revoke_token",
+        Command::AdmitNode { .. } => "admit_node",
+        Command::NodeUp { .. } => "node_up",
+        Command::NodeDown { .. } => "node_down",
+        Command::NodeCertificate { .. } => "node_certificate",
+        Command::Deploy { .. } => "deploy",
+        Command::Restart { .. } => "restart",
+        Command::Scale { .. } => "scale",
+        Command::StopWorkload { .. } => "stop_workload",
+        Command::RemoveWorkload { .. } => "remove_workload",
+        Command::Plan(_) => "plan",
+        Command::Report { .. } => "report",
+    }
+}
+
+fn messages() -> Vec<(&'static str, Message)> {
+    let alloc = DesiredAlloc {
+        id: AllocId(uuid(7)),
+        key: key(),
+        index: 1,
+        release: 2,
+        run: true,
+        ports: vec![("http".into(), 20_001)],
+        spec: Blob::of(&full_spec()),
+    };
+    vec![
+        ("hello", Hello { versions: PROTOCOL, node: NodeId(uuid(1)), generation: 5, facts: Blob::of(&facts()) }.into()),
+        ("welcome", Welcome { version: 1, cluster: ClusterId(uuid(2)), heartbeat: Span::secs(1) }.into()),
+        ("refused", Refused { code: "OPT-1201".into(), message: "used up".into() }.into()),
+        ("desired", Desired { generation: 300, allocs: vec![alloc] }.into()),
+        ("report", Report { generation: 300, statuses: vec![Blob::of(&status())], gone: vec![AllocId(uuid(8))] }.into()),
+        ("ping", Ping { n: 300 }.into()),
+        ("pong", Pong { n: 70_000 }.into()),
+        (
+            "join_request",
+            JoinRequest { versions: PROTOCOL, token_id: "t".into(), secret: "s".into(), csr: vec![1], name: "host-1".into() }.into(),
+        ),
+        ("join_answer", JoinAnswer { cluster: ClusterId(uuid(2)), node: NodeId(uuid(1)), certificate: vec![1], ca: vec![2] }.into()),
+        ("log_request", LogRequest { alloc: AllocId(uuid(7)), since: Some(Timestamp(5)), tail: Some(10), follow: true }.into()),
+        ("log_chunk", LogChunk { lines: vec![LogLine { at: Timestamp(5), stderr: true, text: "boom".into() }] }.into()),
+        ("renew_request", RenewRequest { csr: vec![1] }.into()),
+        ("renew_answer", RenewAnswer { certificate: vec![1], ca: vec![2] }.into()),
+    ]
+}
+
+/// The bytes of a file, made now if there are none and they may be.
+fn golden(dir: &Path, name: &str, fresh: &[u8]) -> Vec<u8> {
+    let path = dir.join(format!("{name}.bin"));
+    if !path.exists() && std::env::var_os("UPDATE_EXPECT").is_some() {
+        fs::create_dir_all(dir).unwrap();
+        fs::write(&path, fresh).unwrap();
+    }
+    fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}; UPDATE_EXPECT=1 makes it", path.display()))
+}
+
+#[test]
+fn every_command_of_v1_still_decodes() {
+    let dir = repo_root().join("tests/golden/commands-v1");
+    for (name, command) in commands() {
+        assert_eq!(name_of(&command), name);
+        let proposal = Proposal { at: Timestamp(1_000), request: Some((RequestId(uuid(6)), vec![1, 2, 3])), command };
+        let bytes = golden(&dir, name, &codec::to_msgpack(&proposal));
+        assert_eq!(codec::from_msgpack::<Proposal>(&bytes).unwrap(), proposal, "{name}");
+    }
+}
+
+#[test]
+fn every_frame_of_v1_still_decodes() {
+    let dir = repo_root().join("tests/golden/frames-v1");
+    for (name, message) in messages() {
+        let bytes = golden(&dir, name, &message.encode());
+        let (kind, version, length) = codec::frame_head(bytes[..FRAME_HEAD].try_into().unwrap()).unwrap();
+        assert_eq!(length, bytes.len() - FRAME_HEAD, "{name}");
+        assert_eq!(Message::decode(kind, version, &bytes[FRAME_HEAD..]).unwrap(), message, "{name}");
+    }
+}
+
+#[test]
+fn a_snapshot_of_v1_still_opens() {
+    let mut state = State::default();
+    let kept = commands().into_iter().filter(|(name, _)| !["revoke_token", "node_down", "stop_workload", "remove_workload"].contains(name));
+    for (n, (_, command)) in kept.enumerate() {
+        state.apply(n as u64 + 1, Proposal { at: Timestamp(n as u64), request: None, command });
+    }
+    let bytes = golden(&repo_root().join("tests/golden/snapshots-v1"), "state", &state.to_bytes());
+    let opened = State::from_bytes(&bytes).unwrap();
+    assert_eq!((opened.nodes.len(), opened.workloads.len(), opened.allocs.len(), opened.deployments.len()), (1, 1, 1, 1));
+    assert!(opened.cluster.is_some() && !opened.events.is_empty());
+}
