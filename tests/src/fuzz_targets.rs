@@ -10,8 +10,11 @@ use optimus_common::reason::Reason;
 use optimus_common::spec::{self, Context, Parsed, ProjectSpec, SpecErrors, WorkloadSpec};
 use optimus_common::{Bytes, Millicores, Name, Span};
 
+/// Takes bytes; panics when something is wrong.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name: its directory in `fuzz/corpus` and its binary in `fuzz/fuzz_targets`.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("frame", frame),
     ("envelope", envelope),
     ("msgpack", msgpack),

@@ -12,6 +12,7 @@ mod error;
 pub mod fields;
 mod node;
 mod read;
+mod suggest;
 mod template;
 #[cfg(test)]
 mod tests;
