@@ -1,5 +1,6 @@
 //! What must be true of a spec wherever it comes from, and what is not acted on yet.
 
+use super::error::printable;
 use super::types::*;
 use crate::api::v1::FieldError;
 use crate::ids::Name;
@@ -13,15 +14,15 @@ const LIST_MAX: usize = 1000;
 /// Below this not even a shell starts.
 const MEMORY_MIN: Bytes = Bytes::mib(1);
 const LOG_MIN: Bytes = Bytes(64 << 10);
-/// The agent's own; a workload learns its place from them.
-const RESERVED: &str = "OPTIMUS_";
+/// Longest path of an HTTP check.
+const PATH_MAX: usize = 2048;
 const PORTS_MAX: usize = 32;
 
 /// Every rule a project breaks, with JSON pointers into its JSON form.
 pub fn check(project: &ProjectSpec) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for (name, spec) in &project.workloads {
-        errors.extend(check_workload(spec).into_iter().map(|(path, message)| error(name, &path, message)));
+        errors.extend(check_workload(spec).into_iter().map(|fault| error(name, spec, &fault.field, fault.message)));
     }
     errors
 }
@@ -30,7 +31,10 @@ pub fn check(project: &ProjectSpec) -> Vec<FieldError> {
 pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for (name, spec) in &project.workloads {
-        let mut add = |path: &str, what: &str| errors.push(error(name, path, format!("{what} is not available yet")));
+        let mut add = |path: &str, what: &str| {
+            let field: Vec<String> = path.split('.').map(str::to_owned).collect();
+            errors.push(error(name, spec, &field, format!("{what} is not available yet")));
+        };
         match spec.kind {
             Kind::Service => {}
             Kind::Job => add("kind", "a job"),
@@ -64,8 +68,37 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
     errors
 }
 
-fn error(workload: &Name, path: &str, message: String) -> FieldError {
-    FieldError { pointer: format!("/workloads/{workload}/{}", path.replacen('.', "/", 1)), message }
+fn error(workload: &Name, spec: &WorkloadSpec, field: &[String], message: String) -> FieldError {
+    let mut pointer = format!("/workloads/{workload}");
+    for key in typed(spec, field) {
+        pointer.push('/');
+        pointer.push_str(&key.replace('~', "~0").replace('/', "~1"));
+    }
+    FieldError { pointer, message }
+}
+
+/// Where a field of the file stands in the JSON of [`WorkloadSpec`].
+fn typed(spec: &WorkloadSpec, field: &[String]) -> Vec<String> {
+    let keys: Vec<&str> = field.iter().map(String::as_str).collect();
+    let port = |name: &str| spec.ports.iter().rposition(|p| p.name.as_str() == name).map(|at| at.to_string());
+    let moved: Vec<String> = match keys.as_slice() {
+        ["image"] => vec!["driver".into(), "container".into(), "image".into()],
+        ["cpu" | "pids"] => vec!["resources".into(), keys[0].into()],
+        ["memory"] => vec!["resources".into(), "memory_limit".into()],
+        ["ports", name, ..] => ["ports".into()].into_iter().chain(port(name)).collect(),
+        ["health" | "liveness", rest @ ..] => {
+            let probe = if keys[0] == "health" { "readiness" } else { "liveness" };
+            let rest: &[&str] = match rest {
+                ["http"] => &["check", "http", "path"],
+                ["grpc"] => &["check", "grpc", "service"],
+                ["command"] => &["check", "command", "argv"],
+                rest => rest,
+            };
+            ["health", probe].iter().chain(rest).map(|k| (*k).to_owned()).collect()
+        }
+        _ => field.to_vec(),
+    };
+    moved
 }
 
 /// Odd but allowed.
@@ -80,11 +113,20 @@ pub(super) fn warnings(name: &Name, spec: &WorkloadSpec) -> Vec<String> {
     notes
 }
 
-/// The rules of one workload: the field's path and what is wrong.
-pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<(String, String)> {
+/// A rule that is broken.
+pub(super) struct Fault {
+    /// Path of the field as the file has it: `["health", "interval"]`.
+    pub field: Vec<String>,
+    /// Whether it is about the key, not the value.
+    pub of_key: bool,
+    pub message: String,
+}
+
+/// The rules of one workload that are broken.
+pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
     let mut rules = Rules(Vec::new());
     let WorkloadSpec {
-        kind: _,
+        kind,
         driver,
         run,
         dir,
@@ -110,7 +152,7 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<(String, String)> {
     }
     if let Some(dir) = dir {
         rules.text("dir", dir);
-        rules.want(dir.starts_with('/'), "dir", || format!("`dir` must be an absolute path on the node, not {dir:?}"));
+        rules.want(dir.starts_with('/'), "dir", || format!("`dir` must be an absolute path on the node, not `{}`", printable(dir)));
     }
     if let Some(user) = user {
         let good = !user.is_empty() && user.len() <= 64 && user.chars().all(|c| c.is_ascii_alphanumeric() || "_.-$".contains(c));
@@ -127,11 +169,14 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<(String, String)> {
     }
     rules.spans("restart", &[("delay", restart.delay), ("delay_max", restart.delay_max), ("reset_after", restart.reset_after)]);
     rules.want(restart.delay >= Span(10), "restart.delay", || "`restart.delay` must be at least 10ms".into());
+    rules.want(restart.delay <= Span::secs(3600), "restart.delay", || "`restart.delay` must be at most 1h".into());
     rules.want(restart.delay_max >= restart.delay, "restart.delay_max", || {
         "`restart.delay_max` must not be shorter than `restart.delay`".into()
     });
     let Stop { signal, grace } = stop;
-    rules.want(SIGNALS.contains(&signal.as_str()), "stop.signal", || format!("`stop.signal` must be one of {}", SIGNALS.join(", ")));
+    rules.want(SIGNALS.contains(&signal.as_str()), "stop.signal", || {
+        format!("`stop.signal` must be one of {}, not `{}`", SIGNALS.join(", "), printable(signal))
+    });
     rules.want(*grace <= Span::secs(3600), "stop.grace", || "`stop.grace` must be at most 1h".into());
     let Update { strategy: _, parallel, deadline, min_ready } = update;
     rules.want((1..=1000).contains(parallel), "update.parallel", || "`update.parallel` must be from 1 to 1000".into());
@@ -140,20 +185,33 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<(String, String)> {
     rules.want(logs.size >= LOG_MIN, "logs.size", || format!("`logs.size` must be at least {LOG_MIN}"));
     rules.want(logs.size.0 <= 1 << 40, "logs.size", || "`logs.size` must be at most 1T".into());
     rules.want(secrets.len() <= LIST_MAX, "secrets", || format!("at most {LIST_MAX} secrets"));
-    for secret in secrets {
-        rules.want(is_variable(secret), "secrets", || format!("{secret:?} cannot be the name of a variable"));
+    for (n, secret) in secrets.iter().enumerate().take(LIST_MAX) {
+        let at = n.to_string();
+        rules.want_in(is_variable(secret), "secrets", &at, || format!("`{}` {NOT_A_VARIABLE}", printable(secret)));
+        rules.want_in(!is_ours(secret), "secrets", &at, || format!("`{secret}` is set by Optimus and cannot be a secret"));
+        rules.want_in(!secrets[..n].contains(secret), "secrets", &at, || format!("the secret `{}` is there twice", printable(secret)));
+        rules.want_in(!env.contains_key(secret), "secrets", &at, || {
+            format!("`{}` is a variable in `env` and a secret; it can be only one", printable(secret))
+        });
     }
     rules.want(labels.len() <= LIST_MAX, "labels", || format!("at most {LIST_MAX} labels"));
     for (key, value) in labels {
         let good = !key.is_empty() && key.len() <= 63 && key.chars().all(|c| c.is_ascii_alphanumeric() || "_.-/".contains(c));
-        let path = format!("labels.{key}");
-        rules.want(good, &path, || format!("{key:?} cannot be a label: letters, digits and _ . - / only, at most 63"));
-        rules.want(value.len() <= 255 && !value.contains(char::is_control), &path, || {
-            format!("the label {key:?} is longer than 255 bytes or holds control characters")
+        rules.want_key(good, "labels", key, || {
+            format!("`{}` cannot be a label: letters, digits and _ . - / only, 1 to 63 of them", printable(key))
+        });
+        rules.want_in(value.len() <= 255 && !value.contains(char::is_control), "labels", key, || {
+            format!("the label `{}` is longer than 255 bytes or holds control characters", printable(key))
         });
     }
+    rules.want(schedule.is_none() || *kind == Kind::Job, "schedule", || "`schedule` is a field of a job: [job.NAME]".into());
+    rules.want(timeout.is_none() || *kind == Kind::Job, "timeout", || "`timeout` is a field of a job: [job.NAME]".into());
+    rules.want(copies.is_none() || *kind != Kind::Daemon, "copies", || {
+        "`copies` is no field of a daemon: it runs once on every matching node".into()
+    });
     if let Some(schedule) = schedule {
-        rules.want(schedule.split_whitespace().count() >= 5 && schedule.len() <= 256, "schedule", || {
+        rules.text("schedule", schedule);
+        rules.want(schedule.split_whitespace().count() == 5 && schedule.len() <= 256, "schedule", || {
             "`schedule` must be a cron line of five fields".into()
         });
     }
@@ -163,12 +221,26 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<(String, String)> {
     rules.0
 }
 
-struct Rules(Vec<(String, String)>);
+struct Rules(Vec<Fault>);
 
 impl Rules {
     fn want(&mut self, good: bool, path: &str, message: impl FnOnce() -> String) {
         if !good {
-            self.0.push((path.to_owned(), message()));
+            self.0.push(Fault { field: path.split('.').map(str::to_owned).collect(), of_key: false, message: message() });
+        }
+    }
+
+    /// As [`Rules::want`], for a key of the user's in a table, or a place in a list.
+    fn want_in(&mut self, good: bool, table: &str, key: &str, message: impl FnOnce() -> String) {
+        if !good {
+            self.0.push(Fault { field: vec![table.to_owned(), key.to_owned()], of_key: false, message: message() });
+        }
+    }
+
+    /// As [`Rules::want_in`], about the key itself.
+    fn want_key(&mut self, good: bool, table: &str, key: &str, message: impl FnOnce() -> String) {
+        if !good {
+            self.0.push(Fault { field: vec![table.to_owned(), key.to_owned()], of_key: true, message: message() });
         }
     }
 
@@ -203,23 +275,23 @@ impl Rules {
     fn env(&mut self, env: &std::collections::BTreeMap<String, String>) {
         self.want(env.len() <= LIST_MAX, "env", || format!("at most {LIST_MAX} variables"));
         for (key, value) in env {
-            let path = format!("env.{key}");
-            self.want(is_variable(key), &path, || {
-                format!("{key:?} cannot be the name of a variable: letters, digits and _ only, not a digit first")
-            });
-            let ours = key == "PORT" || key.starts_with("PORT_") || key.starts_with(RESERVED);
-            self.want(!ours, &path, || format!("{key} is set by Optimus"));
-            self.text(&path, value);
+            self.want_key(is_variable(key), "env", key, || format!("`{}` {NOT_A_VARIABLE}", printable(key)));
+            self.want_key(!is_ours(key), "env", key, || format!("`{}` is set by Optimus", printable(key)));
+            self.want_in(value.len() <= TEXT_MAX, "env", key, || format!("`{}` is longer than {TEXT_MAX} bytes", printable(key)));
+            self.want_in(!value.contains('\0'), "env", key, || format!("`{}` holds a NUL", printable(key)));
         }
     }
 
     fn ports(&mut self, ports: &[Port]) {
         self.want(ports.len() <= PORTS_MAX, "ports", || format!("at most {PORTS_MAX} ports"));
-        for (n, port) in ports.iter().enumerate() {
-            self.want(port.fixed != Some(0), "ports", || "a port is from 1 to 65535".into());
-            self.want(!ports[..n].iter().any(|p| p.name == port.name), "ports", || format!("two ports are named `{}`", port.name));
-            let twice = port.fixed.filter(|f| ports[..n].iter().any(|p| p.fixed == Some(*f)));
-            self.want(twice.is_none(), "ports", || format!("port {} is there twice", port.fixed.unwrap_or(0)));
+        for (n, port) in ports.iter().enumerate().take(PORTS_MAX) {
+            let (name, before) = (port.name.as_str(), &ports[..n]);
+            self.want_in(port.fixed != Some(0), "ports", name, || "a port is from 1 to 65535".into());
+            self.want_in(!before.iter().any(|p| p.name == port.name), "ports", name, || format!("two ports are named `{name}`"));
+            let twice = before.iter().find(|p| p.fixed.is_some() && p.fixed == port.fixed);
+            self.want_in(twice.is_none(), "ports", name, || {
+                format!("port {} is given twice, to `{}` and `{name}`", port.fixed.unwrap_or(0), twice.map_or("", |p| p.name.as_str()))
+            });
         }
     }
 
@@ -238,22 +310,33 @@ impl Rules {
         let Probe { check, port, interval, timeout, grace, healthy_after, unhealthy_after } = probe;
         let asks_a_port = match check {
             Check::Http { path } => {
-                self.text(field, path);
-                let good = path.starts_with('/') && !path.contains(|c: char| c.is_control() || c == ' ');
-                self.want(good, &format!("{field}.http"), || format!("the path of `{field}` must start with / and hold no space"));
+                let good = path.starts_with('/') && path.len() <= PATH_MAX && !path.contains(|c: char| c.is_control() || c == ' ');
+                self.want(good, &format!("{field}.http"), || {
+                    format!(
+                        "the path of `{field}` must start with / and hold no space, at most {PATH_MAX} bytes; it is `{}`",
+                        printable(path)
+                    )
+                });
                 true
             }
-            Check::Tcp | Check::Grpc { .. } => true,
+            Check::Tcp => true,
+            Check::Grpc { service } => {
+                self.text(&format!("{field}.grpc"), service);
+                true
+            }
             Check::Command { argv } => {
-                self.want(argv.first().is_some_and(|p| !p.is_empty()), &format!("{field}.command"), || {
-                    format!("`{field}.command` names no program")
-                });
+                let at = format!("{field}.command");
+                self.want(argv.first().is_some_and(|p| !p.is_empty()), &at, || format!("`{at}` names no program"));
+                self.want(argv.len() <= LIST_MAX, &at, || format!("`{at}` has more than {LIST_MAX} words"));
+                argv.iter().for_each(|word| self.text(&at, word));
                 false
             }
         };
         if let Some(name) = port {
             self.want(ports.iter().any(|p| p.name == *name), &format!("{field}.port"), || {
-                format!("`{field}.port`: there is no port `{name}`")
+                let names: Vec<String> = ports.iter().map(|p| format!("`{}`", p.name)).collect();
+                let known = if names.is_empty() { "the workload has none".to_owned() } else { format!("known are {}", names.join(", ")) };
+                format!("`{field}.port`: there is no port `{name}`; {known}")
             });
         } else if asks_a_port {
             self.want(!ports.is_empty(), field, || format!("`{field}` asks a port, but the workload has none; add `port = \"auto\"`"));
@@ -275,7 +358,14 @@ impl Rules {
     }
 }
 
-fn is_variable(name: &str) -> bool {
+const NOT_A_VARIABLE: &str = "cannot be the name of a variable: letters, digits and _ only, not a digit first";
+
+/// Whether the agent sets the variable; a workload learns its place from these.
+fn is_ours(name: &str) -> bool {
+    name == "PORT" || name.starts_with("PORT_") || name.starts_with("OPTIMUS_")
+}
+
+pub(super) fn is_variable(name: &str) -> bool {
     let first = name.chars().next();
     first.is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
         && name.len() <= 255

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use super::types::Kind;
+
 /// One field. `name` is its path below a workload: `health.interval`.
 #[derive(Debug, Clone, Copy)]
 pub struct Field {
@@ -34,7 +36,7 @@ fields! {
         "Runs a container of this image instead of a process of the host.";
     "dir", "a path on the node", "the directory of the file", "dir = \"/srv/web\"", true,
         "Working directory. A relative path starts at the directory of the file.";
-    "env", "a table of values", "empty", "env = { LOG_LEVEL = \"info\", WORKERS = 4 }", true,
+    "env", "a table of values", "empty", "env.LOG_LEVEL = \"info\"\nenv.WORKERS = 4", true,
         "Environment of the process. It starts clean: PATH, HOME, USER, LANG, TMPDIR, then these, then PORT, PORT_<NAME> and OPTIMUS_*.";
     "user", "a user of the node", "the agent's default for workloads", "user = \"www-data\"", true,
         "Who the process runs as.";
@@ -49,7 +51,7 @@ fields! {
     "health.http", "a path", "none", "health = { http = \"/healthz\" }", true, "The path to ask by HTTP GET.";
     "health.tcp", "true", "none", "health = { tcp = true }", true, "Ready when the port accepts a connection.";
     "health.grpc", "a service name", "none", "health = { grpc = \"\" }", false, "Ready when the gRPC health protocol answers SERVING.";
-    "health.command", "a list of strings", "none", "health = { command = [\"./check\"] }", false, "Ready when the command exits 0 inside the workload.";
+    "health.command", "a command line, or a list of strings", "none", "health = { command = [\"./check\"] }", false, "Ready when the command exits 0 inside the workload.";
     "health.port", "the name of a port", "the first port", "health = { http = \"/healthz\", port = \"admin\" }", true, "Which port to ask.";
     "health.interval", "a duration", "2s", "health = { http = \"/\", interval = \"5s\" }", true,
         "Time between two checks. Until the first success a new copy is asked more often.";
@@ -88,6 +90,27 @@ fields! {
         "Overlay of an environment: [env.prod] in a flat file, [env.prod.service.web] otherwise. Its fields replace those of the workload; the tables `env` and `labels` are merged.";
 }
 
+const ALL: &[Kind] = &[Kind::Service, Kind::Job, Kind::Daemon];
+
+impl Field {
+    /// The kinds of workload that take it; none for what stands outside workloads.
+    pub fn kinds(&self) -> &'static [Kind] {
+        match self.name.split('.').next().unwrap_or("") {
+            "schedule" | "timeout" => &[Kind::Job],
+            "copies" => &[Kind::Service, Kind::Job],
+            "project" => &[],
+            _ => ALL,
+        }
+    }
+}
+
+/// A field by its path. `liveness.*` is that of `health.*`.
+pub fn field(name: &str) -> Option<&'static Field> {
+    let health = name.strip_prefix("liveness.").map(|rest| format!("health.{rest}"));
+    let known = health.as_deref().unwrap_or(name);
+    FIELDS.iter().find(|f| f.name == known)
+}
+
 /// The names, in order.
 pub fn field_names() -> Vec<&'static str> {
     FIELDS.iter().map(|f| f.name).collect()
@@ -106,9 +129,12 @@ pub(super) fn below(prefix: &str) -> Vec<&'static str> {
 
 /// The documentation of a field, for people. `liveness.*` is that of `health.*`.
 pub fn explain_field(name: &str) -> Option<String> {
-    let known = name.strip_prefix("liveness.").map_or_else(|| name.to_owned(), |rest| format!("health.{rest}"));
-    let field = FIELDS.iter().find(|f| f.name == known)?;
+    let field = field(name)?;
     let mut text = format!("{name}: {}\n\n{}\n\ntakes    {}\ndefault  {}\n", field.takes, field.about, field.takes, field.default);
+    let kinds: Vec<&str> = field.kinds().iter().map(|k| k.word()).collect();
+    if !kinds.is_empty() && kinds.len() < ALL.len() {
+        let _ = writeln!(text, "only for {}", kinds.join(", "));
+    }
     if !field.available {
         text.push_str("\nNot available yet: a deploy with it is refused.\n");
     }
@@ -116,32 +142,9 @@ pub fn explain_field(name: &str) -> Option<String> {
     for line in field.example.lines() {
         let _ = writeln!(text, "  {line}");
     }
-    let more = below(&known);
+    let more = below(if name == "liveness" { "health" } else { field.name });
     if !more.is_empty() {
         let _ = writeln!(text, "\nfields   {}", more.iter().map(|m| format!("{name}.{m}")).collect::<Vec<_>>().join(", "));
     }
     Some(text)
-}
-
-/// A commented `optimus.toml` to start from. Every field is in it; those not needed at first are comments.
-pub fn template() -> String {
-    let mut text = String::from(
-        "# A project file of Optimus. `optimus explain FIELD` tells more of each field, `optimus validate` checks the file.\n\n\
-         name = \"app\"\nrun = \"python3 app.py\"       # started directly; `sh -c` only if the line uses shell syntax\n\
-         copies = 1\nport = \"auto\"                # a free host port; the process finds it in $PORT\n\
-         health = \"tcp\"               # or a path that must answer 200 to 399: \"/healthz\"\n\
-         cpu = 0.25                   # cores, a hard limit\nmemory = \"128M..256M\"        # reserved .. killed above\n\n# More, each with an example:\n",
-    );
-    for field in
-        FIELDS.iter().filter(|f| !f.name.contains('.') && !["name", "run", "copies", "port", "health", "cpu", "memory"].contains(&f.name))
-    {
-        let note = if field.available { "" } else { " (not available yet)" };
-        let _ = writeln!(text, "#\n# {}{note}\n# {}", first_sentence(field.about), field.example);
-    }
-    text.push_str("\n# Another environment, `optimus deploy --env prod`:\n#\n# [env.prod]\n# copies = 3\n# memory = \"256M..512M\"\n");
-    text
-}
-
-fn first_sentence(text: &str) -> &str {
-    text.find(". ").map_or(text, |at| &text[..=at])
 }

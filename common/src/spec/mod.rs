@@ -7,17 +7,23 @@
 //! [`fields`] documents every field once, for the reader, `optimus explain` and the template.
 
 mod check;
+mod command;
 mod error;
 pub mod fields;
 mod node;
 mod read;
+mod suggest;
+mod template;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod values;
 
 pub use check::{check, not_available};
+pub use command::parse_line;
 pub use error::{SpecError, SpecErrors};
-pub use fields::{explain_field, field_names, template};
+pub use fields::{explain_field, field, field_names};
+pub use template::{Detected, template, template_for};
 pub use types::*;
 
 use std::path::PathBuf;
@@ -56,11 +62,12 @@ pub fn parse_toml(file_name: &str, text: &str, context: &Context) -> Result<Pars
     if text.len() > FILE_MAX {
         return Err(failed(vec![SpecError::new(None, format!("the file is {} bytes long; at most {FILE_MAX} are read", text.len()))]));
     }
-    let root = node::from_toml(text).map_err(|error| failed(vec![error]))?;
+    let root = node::from_toml(text).map_err(failed)?;
     read::project(&root, context).map_err(failed)
 }
 
 /// Reads JSON of the same shape as `optimus.toml`; errors carry JSON pointers instead of lines.
 pub fn parse_json(value: &serde_json::Value, context: &Context) -> Result<Parsed, SpecErrors> {
-    read::project(&node::from_json(value), context).map_err(|errors| SpecErrors::new("", "", errors))
+    let failed = |errors| SpecErrors::new("", "", errors);
+    read::project(&node::from_json(value).map_err(failed)?, context).map_err(failed)
 }

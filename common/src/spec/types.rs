@@ -60,6 +60,17 @@ pub enum Kind {
     Daemon,
 }
 
+impl Kind {
+    /// As it is written in a project file: `service`, `job`, `daemon`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Service => "service",
+            Kind::Job => "job",
+            Kind::Daemon => "daemon",
+        }
+    }
+}
+
 /// What runs the workload on a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
