@@ -1,6 +1,5 @@
 # Shared by the scripts: where we are, how to say things, how to install what is missing.
 # Sourced, never run.
-# shellcheck disable=SC2034 # what is set here is used there
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"

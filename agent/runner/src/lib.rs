@@ -287,7 +287,7 @@ impl StartFile {
 
     /// Writes `start` into a run directory.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
-        record::write_atomic(dir, START_FILE, &self.encode())
+        record::write_for_now(dir, START_FILE, &self.encode())
     }
 }
 

@@ -112,13 +112,22 @@ fn temporary(name: &str) -> String {
     format!(".{name}.new")
 }
 
-/// Writes beside, syncs, renames, syncs the directory: a reader sees the whole file or none.
+/// Writes beside, syncs, renames, syncs the directory: a reader sees the whole file or none, also after a power cut.
 pub fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temporary = dir.join(temporary(name));
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&temporary, dir.join(name))?;
+    write_beside(dir, name, bytes)?.sync_all()?;
+    fs::rename(dir.join(temporary(name)), dir.join(name))?;
     File::open(dir)?.sync_all()
+}
+
+/// Writes beside and renames: a reader sees the whole file or none while the host is up. For what means nothing
+/// after a power cut; a sync would cost more than the start of the process.
+pub fn write_for_now(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    write_beside(dir, name, bytes)?;
+    fs::rename(dir.join(temporary(name)), dir.join(name))
+}
+
+fn write_beside(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<File> {
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(dir.join(temporary(name)))?;
+    file.write_all(bytes)?;
+    Ok(file)
 }

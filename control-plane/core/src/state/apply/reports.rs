@@ -44,7 +44,7 @@ impl Step<'_> {
     fn status_events(&mut self, subject: &str, old: Option<&AllocStatus>, new: &AllocStatus) {
         let was = old.map_or(Phase::Pending, |o| o.phase);
         let was_ready = old.is_some_and(|o| o.ready);
-        if new.last_exit.is_some() && new.last_exit != old.and_then(|o| o.last_exit.clone()) && !(new.phase == Phase::Stopped) {
+        if new.last_exit.is_some() && new.last_exit != old.and_then(|o| o.last_exit.clone()) && new.phase != Phase::Stopped {
             let reason = new.reason.as_ref().map(|r| match r {
                 Reason::CrashLoop { last, .. } => Reason::clone(last),
                 other => other.clone(),
