@@ -228,11 +228,8 @@ impl Move<'_, '_> {
             if !self.may_place(slot) {
                 continue;
             }
-            if room && self.place(slot, &mut room) {
-                moving += 1;
-            } else if !room_to_come && self.stop_first(slot) {
-                moving += 1;
-            }
+            let moves = (room && self.place(slot, &mut room)) || (!room_to_come && self.stop_first(slot));
+            moving += u32::from(moves);
         }
     }
 
