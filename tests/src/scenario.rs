@@ -259,6 +259,8 @@ impl World {
         self.decisions += 1;
         let answer = self.apply(Command::Plan(outcome.plan.clone()));
         ensure!(!matches!(answer, Applied::Unchanged { .. }), "a plan had no effect: {:?}", outcome.plan);
+        let lost = outcome.plan.place.iter().find(|p| !self.state.allocs.contains_key(&p.alloc));
+        ensure!(lost.is_none(), "planned but refused when applied: {lost:?}");
         // Proposed twice, as after a lost answer, it changes nothing more.
         let before = self.state.digest();
         let mut again = self.state.clone();

@@ -118,7 +118,7 @@ impl<'a> Pass<'a> {
             self.stop(alloc, Reason::StopRequested); // scaled down
         }
         Move { pass: self, workload, release, rolling_back: deployment.is_some_and(|d| d.phase == DeploymentPhase::RollingBack) }
-            .slots(&slots);
+            .slots(&slots, &beyond);
         if let Some(deployment) = deployment {
             self.deployment(workload, deployment, &slots, &beyond);
         }
@@ -181,7 +181,7 @@ struct Move<'p, 'a> {
 }
 
 impl Move<'_, '_> {
-    fn slots(mut self, slots: &[(Slot, Stage)]) {
+    fn slots(mut self, slots: &[(Slot, Stage)], beyond: &[Arc<Alloc>]) {
         let parallel = self.release.spec.update.parallel.max(1);
         let mut moving = 0;
         let mut room = true; // until a placement finds none: later ones of the same spec would not either
@@ -216,7 +216,7 @@ impl Move<'_, '_> {
         }
         // Old copies that do not serve anyway move first; then in the order of the slots.
         old.sort_by_key(|(serving, slot)| (*serving, slot.index));
-        let waits_for_room = slots.iter().any(|(slot, _)| slot.stopping.iter().any(|a| slot::answers(self.pass.state, a)));
+        let room_to_come = self.room_to_come(slots, beyond);
         for (serving, slot) in old {
             if self.pass.is_full() {
                 return self.pass.wake(self.pass.now);
@@ -228,12 +228,21 @@ impl Move<'_, '_> {
             if !self.may_place(slot) {
                 continue;
             }
-            if room && self.place(slot, &mut room) {
-                moving += 1;
-            } else if !waits_for_room && self.stop_first(slot) {
-                moving += 1;
-            }
+            let moves = (room && self.place(slot, &mut room)) || (!room_to_come && self.stop_first(slot));
+            moving += u32::from(moves);
         }
+    }
+
+    /// Copies of the workload are about to end: their room is worth waiting for before a copy that serves is stopped.
+    fn room_to_come(&self, slots: &[(Slot, Stage)], beyond: &[Arc<Alloc>]) -> bool {
+        let leaving = slots.iter().flat_map(|(slot, stage)| {
+            let replaced = match stage {
+                Stage::Settled { keep } => Some(slot.next.iter().chain(&slot.current).filter(|a| a.id != keep.id)),
+                _ => None,
+            };
+            slot.stopping.iter().chain(&slot.broken).chain(replaced.into_iter().flatten())
+        });
+        leaving.chain(beyond).any(|a| slot::answers(self.pass.state, a))
     }
 
     /// False while a slot whose copies gave up on their nodes pauses.
