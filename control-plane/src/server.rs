@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiConfig, ApiDeps};
 use crate::auth::{self, Auth};
-use crate::consensus::RaftConsensus;
+use crate::consensus::{CoreMachine, RaftConsensus};
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::identity::{Identity, ServerNames};
 use crate::leader;
@@ -43,12 +43,13 @@ pub struct ServerConfig {
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {step}")]
 pub struct StartError {
-    step: &'static str,
+    step: String,
     #[source]
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-fn step<E: Into<Box<dyn std::error::Error + Send + Sync>>>(step: &'static str) -> impl FnOnce(E) -> StartError {
+fn step<E: Into<Box<dyn std::error::Error + Send + Sync>>>(step: impl Into<String>) -> impl FnOnce(E) -> StartError {
+    let step = step.into();
     move |source| StartError { step, source: source.into() }
 }
 
@@ -60,7 +61,7 @@ pub struct Server {
     /// Where the API really listens.
     pub api_addr: SocketAddr,
     pub admin_token: String,
-    raft: RaftNode<crate::consensus::CoreMachine>,
+    raft: RaftNode<CoreMachine>,
     shutdown: CancellationToken,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
     _lock: DataDirLock,
@@ -83,12 +84,30 @@ impl Server {
         })
         .await
         .map_err(step("start consensus"))?;
+        let consensus = consensus(raft.clone());
+        match Self::on_raft(&config, env, raft.clone(), consensus, lock).await {
+            Ok(server) => Ok(server),
+            Err(error) => {
+                raft.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The steps that stand on consensus.
+    async fn on_raft(
+        config: &ServerConfig,
+        env: Env,
+        raft: RaftNode<CoreMachine>,
+        consensus: RaftConsensus,
+        lock: DataDirLock,
+    ) -> Result<Server, StartError> {
+        let dir = &config.data_dir;
         raft.initialize_single(&config.agent_listen.to_string()).await.map_err(step("create the cluster"))?;
-        let consensus: RaftConsensus = consensus(raft.clone());
         let store = Store::new(Arc::new(consensus), env.clone());
         lead(&raft).await?;
 
-        let names = ServerNames { server: SERVER_ID, names: names_of(&config) };
+        let names = ServerNames { server: SERVER_ID, names: names_of(config) };
         let identity = Identity::open_or_create(dir, &store, &names).await.map_err(step("open the cluster's identity"))?;
         let token = auth::load_or_create(&dir.join("admin.token"), &*env.entropy).map_err(step("open the admin token"))?;
 
@@ -98,8 +117,8 @@ impl Server {
             identity.clone(),
             GatewayConfig { listen: config.agent_listen, advertise: config.advertise.clone() },
         )
-        .map_err(step("listen for agents"))?;
-        let listener = TcpListener::bind(config.api_listen).await.map_err(step("listen for the API"))?;
+        .map_err(step(format!("listen for agents on {} (UDP)", config.agent_listen)))?;
+        let listener = TcpListener::bind(config.api_listen).await.map_err(step(format!("listen for the API on {}", config.api_listen)))?;
         let api_addr = listener.local_addr().map_err(step("listen for the API"))?;
         let api_config = ApiConfig {
             listeners: vec![listener],
@@ -150,7 +169,7 @@ async fn serve(config: ApiConfig, deps: ApiDeps, shutdown: CancellationToken) {
 }
 
 /// Waits until this server leads: with one voter, as soon as its disk has taken the vote.
-async fn lead(raft: &RaftNode<crate::consensus::CoreMachine>) -> Result<(), StartError> {
+async fn lead(raft: &RaftNode<CoreMachine>) -> Result<(), StartError> {
     let mut leading = raft.is_leader();
     let wait = async {
         while !*leading.borrow_and_update() {
