@@ -5,8 +5,11 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
 # Colours a run of tests cannot be told apart by are noise in a log.
+# Used by the scripts that source this.
+# shellcheck disable=SC2034
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 CACHE=${OPTIMUS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/optimus}
+# shellcheck disable=SC2034
 TOOLS=$CACHE/tools
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
