@@ -284,7 +284,15 @@ impl Drop for Sandbox {
                 }
             }
         }
+        // Asked first: `dev` takes its control groups with it.
         for process in &mut self.processes {
+            if process.is_running() {
+                process.signal(libc::SIGINT);
+                let end = Instant::now() + Duration::from_secs(10);
+                while process.is_running() && Instant::now() < end {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
             process.kill();
         }
         // Copies outlive their agent by design; here they must not outlive the test.

@@ -44,6 +44,8 @@ fn dev_deploys_the_example_and_ctrl_c_leaves_nothing_behind() {
     }
     for group in groups {
         assert!(!group.exists(), "{} was left behind", group.display());
+        let owner = group.parent().unwrap();
+        assert!(!owner.exists(), "{} was left behind", owner.display());
     }
     let root = sandbox.dir.path().display().to_string();
     assert_eq!(pids_with(&root), Vec::<i32>::new(), "processes left behind");
@@ -85,6 +87,8 @@ fn a_memory_hog_is_shown_as_out_of_memory_with_limit_and_peak() {
     assert!(peak <= 64 << 20 && peak > 60 << 20, "peak {peak}");
     let explain = sandbox.run(&["explain", "memory-hog-0"]).expect(0).all();
     assert!(explain.contains("out of memory") && explain.contains("64 MiB"), "{explain}");
+    let events = sandbox.run(&["events"]).expect(0).stdout;
+    assert!(events.contains("copy_exited") && events.contains("out of memory: killed at its limit of 64 MiB"), "{events}");
 }
 
 #[test]

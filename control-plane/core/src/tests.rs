@@ -512,3 +512,19 @@ fn events_of_one_index_are_numbered() {
     let keys: Vec<(u64, u32)> = world.state.events.keys().copied().filter(|(index, _)| *index == 99).collect();
     assert_eq!(keys, [(99, 0), (99, 1)]);
 }
+
+#[test]
+fn an_end_for_want_of_memory_is_told_as_that_also_when_the_next_start_came_at_once() {
+    let mut world = World::new(1);
+    world.deploy("web", WorkloadSpec { copies: Some(1), ..spec() });
+    world.run(2);
+    let copy = world.copies("web")[0].clone();
+    let oom = Some(optimus_common::reason::Oom { limit: Bytes::mib(64), peak: Bytes::mib(64), kills: 1 });
+    let exit = Exit { code: None, signal: Some(9), oom, at: world.now, ran_for: Span::secs(3) };
+    let old = AllocStatus::clone(copy.status.as_ref().unwrap());
+    // One report tells of the end and of the next start.
+    let status = AllocStatus { seq: old.seq + 1, last_exit: Some(exit), ready: false, reason: Some(Reason::Starting), restarts: 1, ..old };
+    world.apply(Command::Report { node: copy.node, statuses: vec![status], gone: vec![] });
+    let events: Vec<String> = world.state.events.values().filter(|e| e.kind == EventKind::CopyExited).map(|e| e.message.clone()).collect();
+    assert_eq!(events, ["out of memory: killed at its limit of 64 MiB (peak 64 MiB) after 3s"]);
+}

@@ -340,8 +340,8 @@ pub fn explain_allocation(state: &State, row: &Alloc, now: Timestamp) -> api::Ex
         other => format!("{other:?}").to_lowercase(),
     };
     let summary = match &shown.reason {
-        Some(reason) => format!("{name} is {phase}: {}", reason.message),
-        None => format!("{name} is {phase}"),
+        Some(reason) if !matches!(reason.detail, Reason::Starting) => format!("{name} is {phase}: {}", reason.message),
+        _ => format!("{name} is {phase}"),
     };
     let subject = row.subject();
     let workload_row = state.workload(&row.key);

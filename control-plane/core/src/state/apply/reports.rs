@@ -49,7 +49,10 @@ impl Step<'_> {
                 Reason::CrashLoop { last, .. } => Reason::clone(last),
                 other => other.clone(),
             });
-            let exit = new.last_exit.clone().map(|exit| Reason::Exited { exit });
+            let exit = new.last_exit.clone().map(|exit| match exit.oom {
+                Some(oom) => Reason::OutOfMemory { exit, oom },
+                None => Reason::Exited { exit },
+            });
             let reason = reason.filter(|r| !matches!(r, Reason::Starting | Reason::NotReady { .. })).or(exit);
             let message = reason.as_ref().map_or_else(|| "ended".to_owned(), Reason::to_string);
             self.event(EventKind::CopyExited, subject, &message, reason);
