@@ -312,6 +312,26 @@ pub struct AllocStatus {
     pub last_lines: Vec<String>,
 }
 
+impl AllocStatus {
+    /// Of an allocation of which nothing is known yet.
+    pub fn unknown(id: AllocId) -> Self {
+        AllocStatus {
+            id,
+            seq: 0,
+            phase: Phase::Pending,
+            ready: false,
+            ready_since: None,
+            reason: None,
+            restarts: 0,
+            pid: None,
+            started_at: None,
+            last_exit: None,
+            unenforced: vec![],
+            last_lines: vec![],
+        }
+    }
+}
+
 /// Most log lines that travel with a failure.
 pub const LAST_LINES_MAX: usize = 20;
 

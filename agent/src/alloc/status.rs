@@ -1,28 +1,9 @@
 //! From what a worker knows to what the control plane is told. Pure.
 
-use optimus_common::AllocId;
-use optimus_common::protocol::{AllocStatus, Phase};
+use optimus_common::protocol::Phase;
 use optimus_common::reason::Reason;
 
 use super::machine::{Goal, State};
-
-/// A status of which nothing is known yet.
-pub fn empty(id: AllocId) -> AllocStatus {
-    AllocStatus {
-        id,
-        seq: 0,
-        phase: Phase::Pending,
-        ready: false,
-        ready_since: None,
-        reason: None,
-        restarts: 0,
-        pid: None,
-        started_at: None,
-        last_exit: None,
-        unenforced: vec![],
-        last_lines: vec![],
-    }
-}
 
 /// Phase and reason of a machine's state; `running` is the reason of a copy that runs.
 pub fn describe(state: &State, running: Option<Reason>) -> (Phase, Option<Reason>) {

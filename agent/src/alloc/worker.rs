@@ -136,7 +136,7 @@ impl Worker {
                 let row = if status.phase == Phase::Backoff { row.saturating_sub(1) } else { row };
                 (Machine::new(policy, row), status, attempt, skipped)
             }
-            None => (Machine::new(policy, 0), status::empty(alloc.id), 0, 0),
+            None => (Machine::new(policy, 0), AllocStatus::unknown(alloc.id), 0, 0),
         };
         let cleaning = FuturesUnordered::new();
         let (run, starting, probes, running_reason) = (None, None, None, None);

@@ -15,14 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use optimus_common::AllocId;
-use optimus_common::protocol::{Desired, DesiredAlloc, LogChunk, LogRequest, NodeFacts, Phase, Report};
+use optimus_common::protocol::{AllocStatus, Desired, DesiredAlloc, LogChunk, LogRequest, NodeFacts, Phase, Report};
 use optimus_common::reason::Reason;
 use optimus_common::spec;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::reconcile::{HeldState, Step};
-use crate::alloc::status;
 use crate::alloc::worker::{Context, Worker, alloc_dir};
 use crate::driver::{Driver, Run};
 use crate::ledger::{AllocRecord, Held, Sealer};
@@ -193,7 +192,7 @@ impl Manager {
         tracing::error!(alloc = %alloc.id, workload = %alloc.key, reason = %refusal, "cannot hold it");
         ended.store(true, Ordering::Release);
         let phase = if run { Phase::Failed } else { Phase::Stopped };
-        let mut status = status::empty(alloc.id);
+        let mut status = AllocStatus::unknown(alloc.id);
         (status.phase, status.reason) = (phase, Some(refusal));
         self.ctx.reports.publish(&mut status);
     }

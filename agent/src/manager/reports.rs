@@ -122,10 +122,9 @@ mod tests {
     use optimus_common::protocol::Phase;
 
     use super::*;
-    use crate::alloc::status::empty;
 
     fn status(n: u128, phase: Phase) -> AllocStatus {
-        AllocStatus { phase, ..empty(AllocId(uuid::Uuid::from_u128(n))) }
+        AllocStatus { phase, ..AllocStatus::unknown(AllocId(uuid::Uuid::from_u128(n))) }
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ impl Step<'_> {
             // The agent has no trace of it: for us it has stopped, whatever was last seen.
             let Some(alloc) = self.state.allocs.get(&id).filter(|a| a.node == node && !a.run && !a.phase().is_terminal()) else { continue };
             let seq = alloc.status.as_ref().map_or(0, |s| s.seq);
-            let mut status = alloc.status.as_ref().map_or_else(|| empty_status(id), |s| AllocStatus::clone(s));
+            let mut status = alloc.status.as_ref().map_or_else(|| AllocStatus::unknown(id), |s| AllocStatus::clone(s));
             status.seq = seq + 1;
             status.phase = Phase::Stopped;
             status.ready = false;
@@ -88,21 +88,4 @@ impl Step<'_> {
 fn ready_since(old: Option<&AllocStatus>, new: &AllocStatus, at: Timestamp) -> Timestamp {
     let same_run = |old: &&AllocStatus| old.ready && old.restarts == new.restarts && old.started_at == new.started_at;
     old.filter(same_run).and_then(|old| old.ready_since).unwrap_or(at)
-}
-
-fn empty_status(id: AllocId) -> AllocStatus {
-    AllocStatus {
-        id,
-        seq: 0,
-        phase: Phase::Pending,
-        ready: false,
-        ready_since: None,
-        reason: None,
-        restarts: 0,
-        pid: None,
-        started_at: None,
-        last_exit: None,
-        unenforced: vec![],
-        last_lines: vec![],
-    }
 }
