@@ -32,7 +32,7 @@ mod types;
 pub use self::batcher::{MAX_BATCH_BYTES, MAX_BATCH_COMMANDS};
 pub use self::error::{AdminError, ProposeError, ReadError, StartError, StoreError};
 pub use self::machine::{Capture, Machine};
-pub use self::network::{MemoryNetwork, NoPeers, Peer, PeerError, PeerRpc, PeerTransport, Refusal, check_append};
+pub use self::network::{MemoryNetwork, NoPeers, Peer, PeerError, PeerHandler, PeerRpc, PeerTransport, Refusal, check_append};
 pub use self::node::{RaftConfig, RaftNode};
 pub use self::status::{Role, Status};
 pub use self::tuning::{IoMode, Tuning};

@@ -15,7 +15,7 @@ use super::error::{AdminError, ProposeError, ReadError, StartError};
 use super::fatal::Fatal;
 use super::log_store::{LogStore, WriterHandle};
 use super::machine::Machine;
-use super::network::{PeerError, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::network::{Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
 use super::runtime::Runtime;
 use super::snapshots::SnapshotStore;
 use super::state_machine::StateMachine;
@@ -56,6 +56,8 @@ struct Inner<M: Machine> {
     leads: watch::Receiver<bool>,
     fatal: Fatal,
     tuning: Arc<Tuning>,
+    transport: Arc<dyn PeerTransport>,
+    handler: std::sync::OnceLock<Arc<dyn PeerHandler>>,
     stop: watch::Sender<bool>,
     /// Taken by the first `shutdown`; the others wait for it on this lock.
     parts: tokio::sync::Mutex<Option<Parts>>,
@@ -103,7 +105,7 @@ impl<M: Machine> RaftNode<M> {
                 return Err(StartError::Restore { id: snapshot_id, reason });
             }
         };
-        let peers = PeerNetwork { transport: network, snapshot_ttl: tuning.snapshot_ttl };
+        let peers = PeerNetwork { transport: network.clone(), snapshot_ttl: tuning.snapshot_ttl };
         let raft = match Raft::new(node_id, settings, peers, log, machine).await {
             Ok(raft) => raft,
             Err(e) => {
@@ -120,7 +122,20 @@ impl<M: Machine> RaftNode<M> {
         let watcher = Runtime::spawn(watch_metrics(raft.clone(), leads_now, stopping, fatal.clone()));
         let parts = tokio::sync::Mutex::new(Some(Parts { batcher, watcher, writer }));
         let membership = tokio::sync::Mutex::new(());
-        let inner = Inner { id: node_id, raft, proposals, applied: applied_seen, leads, fatal, tuning, stop, parts, membership };
+        let inner = Inner {
+            id: node_id,
+            raft,
+            proposals,
+            applied: applied_seen,
+            leads,
+            fatal,
+            tuning,
+            transport: network,
+            handler: std::sync::OnceLock::new(),
+            stop,
+            parts,
+            membership,
+        };
         let node = Self { inner: Arc::new(inner) };
 
         // Nobody else can win, so waiting out an election timeout would only delay the start.
@@ -319,6 +334,29 @@ impl<M: Machine> RaftNode<M> {
         self.inner.fatal.get().unwrap_or(otherwise)
     }
 
+    /// Sets who answers the requests that are not Raft's own ([`PeerRpc::Leases`]). The first call counts.
+    pub fn set_handler(&self, handler: Arc<dyn PeerHandler>) {
+        let _ = self.inner.handler.set(handler); // a second handler is a mistake of ours, and the first one keeps working
+    }
+
+    /// Asks the server that leads as far as this one knows, `ttl` at most.
+    ///
+    /// # Errors
+    /// [`PeerError::Unreachable`] when no leader is known or this server leads itself.
+    pub async fn ask_leader(&self, kind: PeerRpc, body: Bytes, ttl: std::time::Duration) -> Result<Bytes, PeerError> {
+        let leader = {
+            let metrics = self.inner.raft.metrics();
+            let m = metrics.borrow();
+            m.current_leader.filter(|l| *l != self.inner.id).and_then(|id| {
+                let node = m.membership_config.membership().get_node(&id)?;
+                Some(Peer { id, addr: node.addr.clone() })
+            })
+        };
+        let leader = leader.ok_or_else(|| PeerError::Unreachable("no other server is known to lead".to_owned()))?;
+        let call = self.inner.transport.call(leader, kind, body, ttl);
+        Runtime::timeout(ttl, call).await.map_err(|_| PeerError::Timeout)?
+    }
+
     /// Answers a request of server `from`, whose identity the transport has proven.
     ///
     /// # Errors
@@ -327,6 +365,10 @@ impl<M: Machine> RaftNode<M> {
     pub async fn handle_peer_rpc(&self, from: u64, kind: PeerRpc, body: Bytes) -> Result<Bytes, PeerError> {
         if let Some(reason) = self.inner.fatal.get() {
             return Err(PeerError::Stopped(reason));
+        }
+        if kind == PeerRpc::Leases {
+            let handler = self.inner.handler.get().ok_or_else(|| PeerError::Refused("this server is still starting".to_owned()))?;
+            return handler.handle(from, kind, body).await;
         }
         let raft = &self.inner.raft;
         let stopped = |e: String| PeerError::Stopped(e);

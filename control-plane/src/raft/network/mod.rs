@@ -38,8 +38,16 @@ pub enum PeerRpc {
     Append = 1,
     /// A request for a vote.
     Vote = 2,
-    /// A whole snapshot.
+    /// A part of a snapshot.
     Snapshot = 3,
+    /// Commands that the leader shall commit for another server.
+    Propose = 4,
+    /// The index a linearizable read must have reached.
+    ReadIndex = 5,
+    /// Of the leader to the server that shall lead next.
+    Transfer = 6,
+    /// Of a server to the leader: which agents it hears.
+    Leases = 7,
 }
 
 impl TryFrom<u8> for PeerRpc {
@@ -50,6 +58,10 @@ impl TryFrom<u8> for PeerRpc {
             1 => Ok(Self::Append),
             2 => Ok(Self::Vote),
             3 => Ok(Self::Snapshot),
+            4 => Ok(Self::Propose),
+            5 => Ok(Self::ReadIndex),
+            6 => Ok(Self::Transfer),
+            7 => Ok(Self::Leases),
             _ => Err(PeerError::Refused(format!("unknown peer request {number}"))),
         }
     }
@@ -77,6 +89,12 @@ pub trait PeerTransport: Send + Sync + Debug + 'static {
     /// Calls `to` and waits for the answer, `ttl` at most. The other side passes the body to
     /// [`RaftNode::handle_peer_rpc`](super::RaftNode::handle_peer_rpc).
     fn call(&self, to: Peer, kind: PeerRpc, body: Bytes, ttl: Duration) -> BoxFuture<'static, Result<Bytes, PeerError>>;
+}
+
+/// Answers what peers ask beside Raft's own requests; see [`RaftNode::set_handler`](super::RaftNode::set_handler).
+pub trait PeerHandler: Send + Sync + 'static {
+    /// Answers one request of server `from`, whose identity the transport has proven.
+    fn handle(&self, from: u64, kind: PeerRpc, body: Bytes) -> BoxFuture<'static, Result<Bytes, PeerError>>;
 }
 
 /// The transport of a server without peers: reaches nobody.

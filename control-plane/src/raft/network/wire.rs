@@ -86,6 +86,7 @@ impl Request {
                 let snapshot = snapshots::unpack(&r.packed.0).map_err(damaged)?;
                 (r.to, r.vote, Self::Snapshot { vote: r.vote.into(), snapshot })
             }
+            other => return Err(PeerError::Refused(format!("{other:?} requests are not served yet"))),
         };
         if to != me {
             return Err(PeerError::Refused(format!("{kind:?} request for server {to} reached server {me}")));
