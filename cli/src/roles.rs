@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use optimus_agent::agent::Agent;
 use optimus_agent::link;
 use optimus_common::env::Env;
+use optimus_common::join_token::Role;
 use optimus_common::protocol::NodeFacts;
 use optimus_common::{Name, Span};
 use optimus_control_plane::join_tokens::JoinTokens;
@@ -199,7 +200,7 @@ async fn dev_agent(
     let identity = match link::AgentIdentity::open(dir)? {
         Some(identity) => identity,
         None => {
-            let token = server.gateway.create(TOKEN_TTL, 1).await.context("failed to make a join token")?;
+            let token = server.gateway.create(Role::Agent, TOKEN_TTL, 1).await.context("failed to make a join token")?;
             link::join(&token.token, &name, dir, env).await?
         }
     };

@@ -2,6 +2,7 @@
 
 use optimus_common::Span;
 use optimus_common::api::v1::{JoinTokenAnswer, JoinTokenRequest, Node, NodePhase, Page};
+use optimus_common::join_token::Role;
 
 use crate::args::Global;
 use crate::commands::{ScopeArgs, Session};
@@ -40,7 +41,7 @@ pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(),
     let session = Session::open(global, &ScopeArgs::default(), terminal)?;
     match &args.what {
         None | Some(What::Ls) => list(&session).await,
-        Some(What::JoinToken { ttl, uses }) => join_token(&session, JoinTokenRequest { ttl: *ttl, uses: *uses }).await,
+        Some(What::JoinToken { ttl, uses }) => join_token(&session, JoinTokenRequest { ttl: *ttl, uses: *uses, role: Role::Agent }).await,
     }
 }
 

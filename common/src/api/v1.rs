@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::ids::{AllocId, ClusterId, DeploymentId, NodeId, WorkloadKey};
+use crate::join_token::Role;
 use crate::protocol::Phase;
 use crate::reason::{Exit, Reason};
 use crate::spec::{ProjectSpec, WorkloadSpec};
@@ -335,7 +336,10 @@ pub struct JoinTokenRequest {
     /// Default 1 h, at most 30 days.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Span>,
-    /// How many agents may use it; default 1.
+    /// What its holder may become: `agent` (default) or `server`, which is handed the cluster's root key.
+    #[serde(default, skip_serializing_if = "Role::is_agent")]
+    pub role: Role,
+    /// How many may use it; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
 }

@@ -40,12 +40,17 @@ const NAME_MAX: usize = 253;
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 
 impl JoinTokens for Gateway {
-    fn create(&self, ttl: Span, uses: u32) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>> {
-        Box::pin(create(&self.shared, ttl, uses))
+    fn create(
+        &self,
+        role: Role,
+        ttl: Span,
+        uses: u32,
+    ) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>> {
+        Box::pin(create(&self.shared, role, ttl, uses))
     }
 }
 
-async fn create(shared: &Shared, ttl: Span, uses: u32) -> Result<JoinTokenAnswer, JoinTokenError> {
+async fn create(shared: &Shared, role: Role, ttl: Span, uses: u32) -> Result<JoinTokenAnswer, JoinTokenError> {
     if ttl.0 == 0 || ttl > TTL_MAX {
         return Err(JoinTokenError::Refused(format!("a join token lives longer than nothing and at most {TTL_MAX}")));
     }
@@ -57,12 +62,12 @@ async fn create(shared: &Shared, ttl: Span, uses: u32) -> Result<JoinTokenAnswer
     env.entropy.fill(&mut random);
     let secret = URL_SAFE_NO_PAD.encode(random);
     let (id, expires_at) = (TokenId(env.new_id()), env.clock.now() + ttl);
-    let command = Command::CreateToken { id, secret_hash: tls::sha256(secret.as_bytes()).to_vec(), expires_at, uses };
+    let command = Command::CreateToken { id, secret_hash: tls::sha256(secret.as_bytes()).to_vec(), expires_at, uses, role };
     if let Applied::Refused(refusal) = shared.store.propose(command).await? {
         return Err(JoinTokenError::Refused(refusal.to_string()));
     }
     let servers = shared.advertise.iter().take(SERVERS_MAX).cloned().collect();
-    let token = JoinToken { servers, ca_sha256: shared.identity.ca_fingerprint(), role: Role::Agent, id, secret, expires_at };
+    let token = JoinToken { servers, ca_sha256: shared.identity.ca_fingerprint(), role, id, secret, expires_at };
     tracing::info!(token = %id, %expires_at, uses, "join token made");
     Ok(JoinTokenAnswer { token: token.encode(), id: id.to_string(), expires_at, uses })
 }
@@ -186,7 +191,7 @@ async fn redeem(shared: &Shared, request: &JoinRequest) -> Result<JoinAnswer, No
     })?;
     match shared.store.propose(command).await.map_err(unavailable)? {
         // Another joiner was faster, or the clock moved on.
-        Applied::Refused(refusal @ (Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp)) => {
+        Applied::Refused(refusal @ (Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp | Refusal::TokenRole { .. })) => {
             Err(No::token(refusal.to_string()))
         }
         Applied::Refused(refusal) => Err(No { code: &code::CONFLICT, message: refusal.to_string() }),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use optimus_common::api::v1::JoinTokenAnswer;
 use optimus_common::env::{Clock, Entropy, Env, Spawn};
+use optimus_common::join_token::Role;
 use optimus_common::protocol::{LogChunk, LogLine, LogRequest, NodeFacts};
 use optimus_common::{AllocId, Bytes, ClusterId, Millicores, Name, NodeId, Span, Timestamp, TokenId, WorkloadKey};
 use optimus_control_plane::agent_calls::{AgentCallError, AgentCalls, LogAnswer};
@@ -182,7 +183,7 @@ impl AgentCalls for FakeAgents {
 
 struct FakeJoins;
 impl JoinTokens for FakeJoins {
-    fn create(&self, ttl: Span, uses: u32) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>> {
+    fn create(&self, _: Role, ttl: Span, uses: u32) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>> {
         Box::pin(async move { Ok(JoinTokenAnswer { token: "join".into(), id: "id".into(), expires_at: Timestamp(0) + ttl, uses }) })
     }
 }
@@ -349,7 +350,7 @@ async fn join_node(store: &Store) {
         ..NodeFacts::default()
     };
     for command in [
-        Command::CreateToken { id: token, secret_hash: vec![1], expires_at, uses: 1 },
+        Command::CreateToken { id: token, secret_hash: vec![1], expires_at, uses: 1, role: Role::Agent },
         Command::AdmitNode { token, node: NODE, name: "host-1".into(), key_fingerprint: vec![2], certificate_expires_at: expires_at },
         Command::NodeUp { node: NODE, facts },
     ] {

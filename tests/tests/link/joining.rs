@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use optimus_agent::link::{AgentIdentity, JoinError, join, join_or_open};
-use optimus_common::join_token::{JoinToken, JoinTokenError};
+use optimus_common::join_token::{JoinToken, JoinTokenError, Role};
 use optimus_common::{Span, TokenId};
 use optimus_control_plane::identity::{Identity, IdentityError, ServerNames};
 use optimus_control_plane::join_tokens::JoinTokens;
@@ -94,7 +94,7 @@ async fn a_wrong_secret_and_an_unknown_token_get_the_same_answer() {
 async fn an_expired_token_is_refused_by_both_clocks() {
     let (test, dir, node_dir) = (TestEnv::new(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let server = Server::start(&test, dir.path()).await;
-    let token = server.gateway.create(Span::secs(60), 5).await.unwrap().token;
+    let token = server.gateway.create(Role::Agent, Span::secs(60), 5).await.unwrap().token;
     let agent = TestEnv::new();
     agent.advance(Span::secs(61));
     let error = join(&token, "h", node_dir.path(), &agent.env).await.unwrap_err();
@@ -165,9 +165,9 @@ async fn tokens_have_bounds() {
     let (test, dir) = (TestEnv::new(), tempfile::tempdir().unwrap());
     let server = Server::start(&test, dir.path()).await;
     for (ttl, uses) in [(Span(0), 1), (Span(31 * 24 * HOUR.0), 1), (HOUR, 0), (HOUR, 10_001)] {
-        assert!(server.gateway.create(ttl, uses).await.is_err(), "{ttl} {uses}");
+        assert!(server.gateway.create(Role::Agent, ttl, uses).await.is_err(), "{ttl} {uses}");
     }
-    let answer = server.gateway.create(HOUR, 3).await.unwrap();
+    let answer = server.gateway.create(Role::Agent, HOUR, 3).await.unwrap();
     let row = server.store.now().tokens[&answer.id.parse::<TokenId>().unwrap()].clone();
     let secret = JoinToken::decode(&answer.token).unwrap().secret;
     assert_eq!(row.secret_hash, optimus_host::tls::sha256(secret.as_bytes()));

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use optimus_agent::link::{AgentIdentity, Link, LinkStatus};
 use optimus_agent::workloads::{Boxed, LogError, OlderGeneration, Workloads};
 use optimus_common::env::{Clock, Env};
+use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, Blob, Desired, LogChunk, LogLine, LogRequest, NodeFacts, Phase, Report};
 use optimus_common::{AllocId, Name, NodeId, Span, Timestamp, WorkloadKey};
 use optimus_control_plane::gateway::{Gateway, GatewayConfig};
@@ -203,7 +204,7 @@ impl Server {
     }
 
     pub async fn token(&self, uses: u32) -> String {
-        self.gateway.create(HOUR, uses).await.unwrap().token
+        self.gateway.create(Role::Agent, HOUR, uses).await.unwrap().token
     }
 
     /// Stops it and frees its port; gives the store for the next.
