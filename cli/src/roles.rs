@@ -45,13 +45,15 @@ const CGROUP_OWNER: &str = "optimus";
 /// # Errors
 /// When it cannot start, or ends other than on request.
 pub async fn server(config: ServerConfig) -> anyhow::Result<()> {
-    logs("info,openraft=warn")?;
+    // openraft warns of what heals by itself; what does not reaches us as an error.
+    logs("info,openraft=error")?;
     let data_dir = config.data_dir.clone();
     let agent_listen = config.agent_listen;
     let config = server::ServerConfig {
         data_dir: config.data_dir,
         api_listen: config.api_listen,
         agent_listen: config.agent_listen,
+        join: config.join,
         advertise: config.advertise.into_iter().collect(),
         allow_hosts: config.allow_hosts,
     };
@@ -66,6 +68,10 @@ pub async fn server(config: ServerConfig) -> anyhow::Result<()> {
     let ended = tokio::select! {
         result = asked_to_end() => result,
         why = server.fatal() => Err(anyhow::anyhow!("the server must stop: {why}")),
+        news = server.left() => {
+            println!("{news}; its data directory may be removed");
+            Ok(())
+        }
     };
     server.stop().await;
     ended
@@ -118,8 +124,14 @@ pub async fn dev(config: DevConfig) -> anyhow::Result<()> {
     let DevConfig { dirs, data_dir, api_listen, agent_listen, ports, keep, terminal } = config;
     let env = HostEnv::new();
     let ours = DevData::open(&data_dir)?;
-    let server_config =
-        server::ServerConfig { data_dir: data_dir.join("server"), api_listen, agent_listen, advertise: vec![], allow_hosts: vec![] };
+    let server_config = server::ServerConfig {
+        data_dir: data_dir.join("server"),
+        api_listen,
+        agent_listen,
+        advertise: vec![],
+        allow_hosts: vec![],
+        join: None,
+    };
     let server = Server::start(server_config, env.clone()).await?;
     let before = context::current();
     let context = context_of(&server);

@@ -127,6 +127,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("raise_version", Command::RaiseVersion { to: 2 }),
         ("remove_server", Command::RemoveServer { id: 7 }),
         ("forget_server", Command::ForgetServer { id: 7 }),
+        ("remove_node", Command::RemoveNode { node }),
     ]
 }
 
@@ -156,6 +157,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::RaiseVersion { .. } => "raise_version",
         Command::RemoveServer { .. } => "remove_server",
         Command::ForgetServer { .. } => "forget_server",
+        Command::RemoveNode { .. } => "remove_node",
     }
 }
 

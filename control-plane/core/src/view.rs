@@ -248,6 +248,7 @@ fn serde_name(kind: &crate::state::EventKind) -> String {
         NodeJoined => "node_joined",
         NodeUp => "node_up",
         NodeDown => "node_down",
+        NodeRemoved => "node_removed",
         TokenCreated => "token_created",
         TokenRefused => "token_refused",
         DeploymentStarted => "deployment_started",

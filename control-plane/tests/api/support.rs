@@ -16,6 +16,7 @@ use optimus_common::{AllocId, Bytes, ClusterId, Millicores, Name, NodeId, Span, 
 use optimus_control_plane::agent_calls::{AgentCallError, AgentCalls, LogAnswer};
 use optimus_control_plane::api::{ApiConfig, ApiDeps, Limits, serve};
 use optimus_control_plane::auth::{AdminToken, Auth};
+use optimus_control_plane::cluster_admin::{self, AdminError, ClusterAdmin, MemberReport, Report};
 use optimus_control_plane::join_tokens::{JoinTokenError, JoinTokens};
 use optimus_control_plane::metrics::Metrics;
 use optimus_control_plane::store::{Consensus, ConsensusStatus, ProposeError, Store};
@@ -136,6 +137,7 @@ impl Consensus for Memory {
             applied: index,
             voters: 1,
             is_leader: has_leader,
+            ..ConsensusStatus::default()
         }
     }
 }
@@ -245,6 +247,7 @@ pub async fn start_with(limits: Limits) -> Server {
         store: store.clone(),
         agents: agents.clone(),
         auth: Arc::new(Auth::new(&token)),
+        cluster: Arc::new(Alone),
         joins: Arc::new(FakeJoins),
         metrics: Arc::new(Metrics::new()),
     };
@@ -388,5 +391,20 @@ pub async fn until_waiting(server: &Server, count: usize) {
     while server.memory.listeners() < count {
         assert!(began.elapsed() < DEADLINE, "nobody waits");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A cluster of one server.
+struct Alone;
+
+impl ClusterAdmin for Alone {
+    fn report(&self) -> cluster_admin::Answer<'_, Report> {
+        let me = MemberReport { id: 1, voter: true, silent_ms: Some(0), behind: Some(0) };
+        Box::pin(async { Ok(Report { leader: 1, term: 1, last_log: 1, members: vec![me] }) })
+    }
+    fn transfer(&self, to: Option<u64>) -> cluster_admin::Answer<'_, u64> {
+        Box::pin(async move {
+            Err(AdminError::Refused(to.map_or_else(|| "no other server has a vote".into(), |id| format!("server {id} has no vote"))))
+        })
     }
 }

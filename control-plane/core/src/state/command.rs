@@ -113,6 +113,10 @@ pub enum Command {
     ForgetServer {
         id: u64,
     },
+    /// Revokes a node: its key is no longer accepted, and its copies count as gone.
+    RemoveNode {
+        node: NodeId,
+    },
 }
 
 /// The highest [`Cluster::version`](super::Cluster::version) this build understands.
@@ -122,7 +126,7 @@ impl Command {
     /// The cluster version from which on every server decodes this command; before it, none may propose it.
     pub fn level(&self) -> u32 {
         match self {
-            Command::RemoveServer { .. } | Command::ForgetServer { .. } => 2,
+            Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
             _ => 1,
         }
     }

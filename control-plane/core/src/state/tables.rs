@@ -227,6 +227,7 @@ pub enum EventKind {
     NodeJoined,
     NodeUp,
     NodeDown,
+    NodeRemoved,
     TokenCreated,
     TokenRefused,
     DeploymentStarted,

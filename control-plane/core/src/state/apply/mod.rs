@@ -88,6 +88,7 @@ impl Step<'_> {
             }
             Command::NodeUp { node, facts } => self.node_up(node, facts),
             Command::NodeDown { node } => self.node_down(node),
+            Command::RemoveNode { node } => self.remove_node(node),
             Command::NodeCertificate { node, key_fingerprint, expires_at } => self.node_certificate(node, key_fingerprint, expires_at),
             Command::Deploy { items } => self.deploy(items),
             Command::Restart { key, deployment } => self.restart(key, deployment),

@@ -94,6 +94,18 @@ impl Step<'_> {
         self.done()
     }
 
+    /// The row is what a node is known by, so without it nobody lets the node in.
+    pub(super) fn remove_node(&mut self, node: NodeId) -> Applied {
+        let Some(row) = self.state.nodes.remove(&node) else { return Applied::Refused(Refusal::NoSuchNode(node)) };
+        let copies: Vec<_> = self.state.allocs_on(node).map(|a| a.id).collect();
+        let message = format!("node removed; {} of its copies count as gone", copies.len());
+        for id in copies {
+            self.state.remove_alloc(id);
+        }
+        self.event(EventKind::NodeRemoved, &format!("node/{}", row.facts.name), &message, None);
+        self.done()
+    }
+
     pub(super) fn node_certificate(&mut self, node: NodeId, key_fingerprint: Vec<u8>, expires_at: Timestamp) -> Applied {
         let Some(row) = self.state.nodes.get_mut(&node) else { return Applied::Refused(Refusal::NoSuchNode(node)) };
         if row.key_fingerprint == key_fingerprint && row.certificate_expires_at == expires_at {
