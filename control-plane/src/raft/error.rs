@@ -145,13 +145,16 @@ pub enum ProposeError {
     /// The command could not be encoded; nothing was appended.
     #[error("command does not encode: {0}")]
     Encode(String),
-    /// This server does not lead. The command may still have been appended before leadership was lost: retry at the
-    /// leader under the same (client id, sequence).
-    #[error("this server is not the leader (leader: {leader:?})")]
+    /// No server was found that leads; nothing was appended. Retry later.
+    #[error("no server leads (leader: {leader:?})")]
     NoLeader {
         /// The leader, when known.
         leader: Option<u64>,
     },
+    /// Leadership or a connection was lost while the command was under way. It may or may not take effect: retry under the
+    /// same (client id, sequence).
+    #[error("the outcome of the proposal is unknown")]
+    Unknown,
     /// No quorum confirmed the entry in time. The outcome is unknown: retry under the same (client id, sequence).
     #[error("no quorum confirmed the proposal in time, its outcome is unknown")]
     Timeout,

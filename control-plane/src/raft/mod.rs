@@ -16,6 +16,7 @@
 mod batcher;
 mod error;
 mod fatal;
+mod forward;
 mod log_store;
 mod machine;
 mod network;

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::batcher::{self, Batcher, Proposal};
 use super::error::{AdminError, ProposeError, ReadError, StartError};
 use super::fatal::Fatal;
+use super::forward::{self, Forwarder, Pause};
 use super::log_store::{LogStore, WriterHandle};
 use super::machine::Machine;
 use super::network::{Contacts, Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
@@ -52,6 +53,9 @@ struct Inner<M: Machine> {
     id: u64,
     raft: Raft,
     proposals: mpsc::Sender<Proposal<M::Answer>>,
+    /// Proposals for another server that leads.
+    forwards: mpsc::Sender<Proposal<M::Answer>>,
+    reads: mpsc::Sender<forward::Read>,
     applied: watch::Receiver<u64>,
     leads: watch::Receiver<bool>,
     fatal: Fatal,
@@ -67,8 +71,8 @@ struct Inner<M: Machine> {
 }
 
 struct Parts {
-    batcher: tokio::task::JoinHandle<()>,
-    watcher: tokio::task::JoinHandle<()>,
+    /// In the order they are waited for.
+    tasks: Vec<(&'static str, tokio::task::JoinHandle<()>)>,
     writer: WriterHandle,
 }
 
@@ -122,12 +126,16 @@ impl<M: Machine> RaftNode<M> {
         let batcher = Runtime::spawn(batcher.run());
         let (leads_now, leads) = watch::channel(false);
         let watcher = Runtime::spawn(watch_metrics(raft.clone(), leads_now, stopping, fatal.clone()));
-        let parts = tokio::sync::Mutex::new(Some(Parts { batcher, watcher, writer }));
+        let (forwards, forward_queue) = mpsc::channel(tuning.queue);
+        let (reads, read_queue) = mpsc::channel(tuning.queue);
+        let (forward_stop, read_stop) = (stop.subscribe(), stop.subscribe());
         let membership = tokio::sync::Mutex::new(());
         let inner = Inner {
             id: node_id,
             raft,
             proposals,
+            forwards,
+            reads,
             applied: applied_seen,
             leads,
             fatal,
@@ -136,10 +144,18 @@ impl<M: Machine> RaftNode<M> {
             contacts,
             handler: std::sync::OnceLock::new(),
             stop,
-            parts,
+            parts: tokio::sync::Mutex::new(None),
             membership,
         };
         let node = Self { inner: Arc::new(inner) };
+        let forwarder = Forwarder { node: node.clone(), queue: forward_queue, stop: forward_stop };
+        let tasks = vec![
+            ("batcher", batcher),
+            ("forwarder", Runtime::spawn(forwarder.run())),
+            ("reads", Runtime::spawn(forward::read_loop(node.clone(), read_queue, read_stop))),
+            ("watcher", watcher),
+        ];
+        *node.inner.parts.lock().await = Some(Parts { tasks, writer });
 
         // Nobody else can win, so waiting out an election timeout would only delay the start.
         // The metrics do not show the membership yet; openraft's own state does.
@@ -182,7 +198,8 @@ impl<M: Machine> RaftNode<M> {
         }
     }
 
-    /// Replicates one command and gives its log index and answer once it is durable on a quorum and applied here.
+    /// Replicates one command and gives its log index and answer once it is durable on a quorum and applied here. On a
+    /// server that does not lead it goes to the one that does. While there is no leader it waits for one.
     ///
     /// # Errors
     /// See [`ProposeError`] for which of them leave the outcome unknown.
@@ -200,12 +217,55 @@ impl<M: Machine> RaftNode<M> {
     /// [`ProposeError::TooLarge`] above [`MAX_BATCH_COMMANDS`](super::MAX_BATCH_COMMANDS) or
     /// [`MAX_BATCH_BYTES`](super::MAX_BATCH_BYTES); otherwise as [`propose`](Self::propose).
     pub async fn propose_many(&self, commands: Vec<M::Command>) -> Result<(u64, Vec<M::Answer>), ProposeError> {
+        let retry_safe = commands.iter().all(M::retry_safe);
         let commands = batcher::encode::<M>(&commands)?;
         if commands.is_empty() {
             return Ok((*self.inner.applied.borrow(), Vec::new()));
         }
+        let mut last = ProposeError::Timeout;
+        let mut pause = Pause::new();
+        let tries = async {
+            loop {
+                if let Some(reason) = self.inner.fatal.get() {
+                    return Err(ProposeError::Fatal(reason));
+                }
+                let here = *self.inner.leads.borrow();
+                let queue = if here { &self.inner.proposals } else { &self.inner.forwards };
+                match self.queued(queue, commands.clone()).await {
+                    Err(e @ ProposeError::NoLeader { .. }) => last = e,
+                    Err(e @ (ProposeError::Unknown | ProposeError::Timeout)) if retry_safe => last = e,
+                    Ok((index, answers)) if !here => {
+                        // So that the proposer reads its own write here. Late is no failure: it is committed.
+                        let _ = self.wait_applied(index).await;
+                        return Ok((index, answers));
+                    }
+                    other => return other,
+                }
+                pause.wait().await;
+            }
+        };
+        // Once for the answer, once for a leader to be there.
+        let limit = self.inner.tuning.patience * 2;
+        Runtime::timeout(limit, tries).await.unwrap_or(Err(last))
+    }
+
+    /// Proposes at this server and nowhere else.
+    pub(super) async fn propose_here(&self, commands: Vec<super::types::Blob>) -> Result<(u64, Vec<M::Answer>), ProposeError> {
+        let bytes = commands.iter().map(|c| c.0.len()).sum();
+        let (max_commands, max_bytes) = (batcher::MAX_BATCH_COMMANDS, batcher::MAX_BATCH_BYTES);
+        if commands.is_empty() || commands.len() > max_commands || bytes > max_bytes {
+            return Err(ProposeError::TooLarge { commands: commands.len(), bytes, max_commands, max_bytes });
+        }
+        self.queued(&self.inner.proposals, commands).await
+    }
+
+    async fn queued(
+        &self,
+        queue: &mpsc::Sender<Proposal<M::Answer>>,
+        commands: Vec<super::types::Blob>,
+    ) -> Result<(u64, Vec<M::Answer>), ProposeError> {
         let (reply, answer) = oneshot::channel();
-        self.inner.proposals.try_send(Proposal { commands, reply }).map_err(|e| match e {
+        queue.try_send(Proposal { commands, reply }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => self.stopped(),
         })?;
@@ -216,8 +276,8 @@ impl<M: Machine> RaftNode<M> {
         self.inner.fatal.get().map_or(ProposeError::Stopped, ProposeError::Fatal)
     }
 
-    /// Confirms with a quorum that this server leads and waits until its state holds every write acknowledged before the
-    /// call, anywhere. Gives that index.
+    /// Waits until this server's state holds every write acknowledged before the call, anywhere. Gives that index. The
+    /// leader, which may be another server, confirms with a quorum that it leads.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -227,12 +287,21 @@ impl<M: Machine> RaftNode<M> {
         Ok(index)
     }
 
-    /// Like [`linearizable`](Self::linearizable), without waiting for this server's own state: a follower asks the leader
-    /// for it, waits with [`wait_applied`](Self::wait_applied), and then reads its own state.
+    /// Like [`linearizable`](Self::linearizable), without waiting for this server's own state.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub async fn read_index(&self) -> Result<u64, ReadError> {
+        let (reply, found) = oneshot::channel();
+        self.inner.reads.try_send(reply).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => ReadError::Timeout,
+            mpsc::error::TrySendError::Closed(_) => ReadError::Stopped,
+        })?;
+        found.await.unwrap_or(Err(ReadError::Stopped))
+    }
+
+    /// Confirms with a quorum that this server leads.
+    pub(super) async fn confirm_read_index(&self) -> Result<u64, ReadError> {
         match self.inner.tuning.patiently(self.inner.raft.get_read_log_id()).await {
             None => Err(ReadError::Timeout),
             Some(Ok((read, _))) => Ok(read.map_or(0, |id| id.index)),
@@ -371,17 +440,31 @@ impl<M: Machine> RaftNode<M> {
     /// # Errors
     /// [`PeerError::Unreachable`] when no leader is known or this server leads itself.
     pub async fn ask_leader(&self, kind: PeerRpc, body: Bytes, ttl: std::time::Duration) -> Result<Bytes, PeerError> {
-        let leader = {
-            let metrics = self.inner.raft.metrics();
-            let m = metrics.borrow();
-            m.current_leader.filter(|l| *l != self.inner.id).and_then(|id| {
-                let node = m.membership_config.membership().get_node(&id)?;
-                Some(Peer { id, addr: node.addr.clone() })
-            })
-        };
-        let leader = leader.ok_or_else(|| PeerError::Unreachable("no other server is known to lead".to_owned()))?;
-        let call = self.inner.transport.call(leader, kind, body, ttl);
+        let leader = self.other_leader().ok_or_else(|| PeerError::Unreachable("no other server is known to lead".to_owned()))?;
+        self.ask(leader, kind, body, ttl).await
+    }
+
+    /// The leader, if it is known and another server.
+    pub(super) fn other_leader(&self) -> Option<Peer> {
+        let metrics = self.inner.raft.metrics();
+        let m = metrics.borrow();
+        let id = m.current_leader.filter(|l| *l != self.inner.id)?;
+        Some(Peer { id, addr: m.membership_config.membership().get_node(&id)?.addr.clone() })
+    }
+
+    pub(super) async fn ask(&self, peer: Peer, kind: PeerRpc, body: Bytes, ttl: std::time::Duration) -> Result<Bytes, PeerError> {
+        let call = self.inner.transport.call(peer, kind, body, ttl);
         Runtime::timeout(ttl, call).await.map_err(|_| PeerError::Timeout)?
+    }
+
+    pub(super) fn tuning(&self) -> &Tuning {
+        &self.inner.tuning
+    }
+
+    /// A stale address may have brought a request for another server here.
+    pub(super) fn meant_for_us(&self, kind: PeerRpc, to: u64) -> Result<(), PeerError> {
+        let me = self.inner.id;
+        if to == me { Ok(()) } else { Err(PeerError::Refused(format!("{kind:?} request for server {to} reached server {me}"))) }
     }
 
     /// Answers a request of server `from`, whose identity the transport has proven.
@@ -393,9 +476,14 @@ impl<M: Machine> RaftNode<M> {
         if let Some(reason) = self.inner.fatal.get() {
             return Err(PeerError::Stopped(reason));
         }
-        if matches!(kind, PeerRpc::Leases | PeerRpc::Admin) {
-            let handler = self.inner.handler.get().ok_or_else(|| PeerError::Refused("this server is still starting".to_owned()))?;
-            return handler.handle(from, kind, body).await;
+        match kind {
+            PeerRpc::Leases | PeerRpc::Admin => {
+                let handler = self.inner.handler.get().ok_or_else(|| PeerError::Refused("this server is still starting".to_owned()))?;
+                return handler.handle(from, kind, body).await;
+            }
+            PeerRpc::Propose => return self.serve_propose(&body).await,
+            PeerRpc::ReadIndex => return self.serve_read_index(&body).await,
+            PeerRpc::Append | PeerRpc::Vote | PeerRpc::Snapshot | PeerRpc::Transfer => {}
         }
         let raft = &self.inner.raft;
         let stopped = |e: String| PeerError::Stopped(e);
@@ -423,8 +511,8 @@ impl<M: Machine> RaftNode<M> {
     pub async fn shutdown(&self) {
         self.inner.stop.send_replace(true);
         let mut parts = self.inner.parts.lock().await;
-        let Some(Parts { batcher, watcher, writer }) = parts.take() else { return };
-        for (name, task) in [("batcher", batcher), ("watcher", watcher)] {
+        let Some(Parts { tasks, writer }) = parts.take() else { return };
+        for (name, task) in tasks {
             if let Err(e) = task.await {
                 tracing::error!(task = name, error = %e, "a raft task did not end well");
             }

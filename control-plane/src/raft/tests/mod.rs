@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
+mod forward;
 mod single;
 mod suite;
 
@@ -43,6 +44,10 @@ struct Kv {
 impl Machine for Kv {
     type Command = Command;
     type Answer = Answer;
+
+    fn retry_safe(command: &Command) -> bool {
+        matches!(command, Command::Set { .. })
+    }
 
     fn apply(&mut self, index: u64, command: Command) -> Answer {
         self.state.history.push((index, format!("{command:?}")));
