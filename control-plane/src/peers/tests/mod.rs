@@ -6,6 +6,7 @@ mod certificates;
 mod cluster;
 mod hostile;
 mod links;
+mod measure;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
