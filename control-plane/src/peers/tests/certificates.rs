@@ -130,13 +130,14 @@ async fn an_expired_certificate_counts_only_with_the_key_on_record() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fresh_certificate_with_a_new_key_is_not_held_against_a_member() {
+async fn another_key_is_another_server() {
     let world = World::new();
     let (two, one) = (world.start(2, Arc::new(Echo::default())), world.caller(1));
     for server in 1..=2 {
         world.pins.set(server, [0; 32]);
     }
-    append(&one, &two.peer(), "renewed before the record was").await.unwrap();
+    let refused = append(&one, &two.peer(), "under a known number").await;
+    assert!(matches!(refused, Err(PeerError::Unreachable(_))), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,7 @@
 
 mod certificates;
 mod cluster;
+mod gateway;
 mod hostile;
 mod links;
 mod measure;
@@ -150,7 +151,7 @@ impl Listening {
         let deadline = Instant::now() + Duration::from_secs(10);
         let endpoint = loop {
             let _inside = runtime.enter();
-            match Endpoint::server(config.clone(), at) {
+            match transport::server_endpoint(config.clone(), at, &[settings.server as u8; 32]) {
                 Ok(endpoint) => break endpoint,
                 // The one before has ended, but its socket is closed by another thread.
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),
