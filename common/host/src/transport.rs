@@ -50,8 +50,8 @@ pub const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 pub const PEER_STREAMS: u32 = 128;
 /// Servers are near each other: a lost first packet is sent again after three of these.
 const PEER_INITIAL_RTT: Duration = Duration::from_millis(20);
-/// A batch of entries goes out at once also after a pause; between servers the network is known to carry it.
-const PEER_INITIAL_WINDOW: u64 = 256 << 10;
+/// A batch of entries leaves within two round trips on a fresh connection too. More overflows the socket at the other end.
+const PEER_INITIAL_WINDOW: u64 = 64 << 10;
 /// What waits to be sent to one server. All bodies of the calls that can be under way belong in here: a snapshot that
 /// filled the window would hold up heartbeats behind it. Costs memory only while data waits.
 const PEER_SEND_WINDOW: u64 = 256 << 20;

@@ -20,6 +20,7 @@ pub fn server_endpoint(config: quinn::ServerConfig, address: SocketAddr, secret:
     let ids = u64::from_le_bytes(*ids.first_chunk().expect("32 bytes hold 8"));
     let mut endpoint = EndpointConfig::new(Arc::new(ResetKey(key)));
     endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
+    // The kernel's receive buffer stays as it is: a larger one was seen to fill with snapshots, and heartbeats waited in it.
     let socket = std::net::UdpSocket::bind(address)?;
     let runtime = quinn::default_runtime().ok_or_else(|| std::io::Error::other("no async runtime found"))?;
     Endpoint::new(endpoint, Some(config), socket, runtime)
