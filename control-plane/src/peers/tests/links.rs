@@ -96,6 +96,21 @@ async fn a_killed_server_is_reached_again_soon_after_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_fell_silent_is_dialled_anew_long_before_it_times_out() {
+    let world = World::new();
+    let (two, one) = (world.start(2, Arc::new(Echo::default())), world.caller(1));
+    let peer = two.peer();
+    until_answered(&one, &peer).await;
+    let (settings, addr) = two.kill();
+    let server = PeerServer::new(&settings, Arc::new(Echo::default()), None);
+    let _two = Listening::serve_with(settings, server, Some(addr), &[99; 32]);
+    let up = Instant::now();
+    until_answered(&one, &peer).await;
+    println!("noticed the silence and reached it after {:?}", up.elapsed());
+    assert!(up.elapsed() < Duration::from_secs(2), "that is the idle timeout at work");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_waits_for_a_server_that_is_about_to_start() {
     let world = World::new();
     let (settings, addr) = world.start(2, Arc::new(Echo::default())).kill();
