@@ -220,6 +220,11 @@ impl Identity {
         &self.roots
     }
 
+    /// For [`transport::server_endpoint`]: the same at each start of this server. Secret.
+    pub fn reset_secret(&self) -> [u8; 32] {
+        self.root.derive(&format!("QUIC reset of server {}", self.server))
+    }
+
     /// What this server needs to call the others.
     pub fn peer_settings(&self, pins: Arc<dyn PinnedKeys>) -> PeerSettings {
         PeerSettings {

@@ -116,6 +116,13 @@ impl RootKey {
         self.cipher().decrypt(&XNonce::from(*nonce), Payload { msg: body, aad: &aad }).map(Zeroizing::new).map_err(|_| wrong())
     }
 
+    /// A secret of its own for `purpose`, which tells nothing of this key.
+    pub fn derive(&self, purpose: &str) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("optimus root key 1");
+        hasher.update(&*self.0).update(purpose.as_bytes());
+        hasher.finalize().into()
+    }
+
     fn cipher(&self) -> XChaCha20Poly1305 {
         XChaCha20Poly1305::new((&*self.0).into())
     }
