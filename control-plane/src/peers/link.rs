@@ -219,12 +219,6 @@ impl Link {
         }
     }
 
-    /// What the present connection has moved.
-    #[cfg(test)]
-    pub fn stats(&self) -> Option<quinn::ConnectionStats> {
-        self.state.borrow().live.as_ref().map(|live| live.connection.stats())
-    }
-
     /// Keeps the connection until `stop`; then closes it.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         tokio::select! {

@@ -7,7 +7,6 @@ mod cluster;
 mod gateway;
 mod hostile;
 mod links;
-mod measure;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
