@@ -13,5 +13,6 @@ pub mod leader;
 pub mod memory_store;
 pub mod metrics;
 pub mod raft;
+pub mod rescue;
 pub mod server;
 pub mod store;

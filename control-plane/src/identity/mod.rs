@@ -237,6 +237,14 @@ async fn create(store: &Store, key: &RootKey) -> Result<Cluster, IdentityError> 
     }
 }
 
+/// Whether `key` opens the CA key of `cluster`.
+///
+/// # Errors
+/// [`RootKeyError::Wrong`] when it does not.
+pub fn check_root_key(cluster: &Cluster, key: &RootKey) -> Result<(), RootKeyError> {
+    key.unseal(&cluster.ca_key_sealed, CA_KEY, cluster.id.0.as_bytes()).map(drop)
+}
+
 /// The host's name, if it can be in a certificate.
 fn host_name() -> Option<String> {
     let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
