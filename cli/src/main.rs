@@ -68,6 +68,7 @@ async fn client_verb(global: args::Global, verb: Verb, terminal: Terminal) -> Re
         Verb::Rm(args) => commands::rm::run(&args, &global, terminal).await,
         Verb::Explain(args) => commands::explain::run(&args, &global, terminal).await,
         Verb::Nodes(args) => commands::nodes::run(&args, &global, terminal).await,
+        Verb::Cluster(args) => commands::cluster::run(args, &global, terminal).await,
         Verb::Events(args) => commands::events::run(&args, &global, terminal).await,
         Verb::Version(args) => commands::version::run(&args, &global, terminal).await,
         Verb::Dev(_) | Verb::Server(_) | Verb::Agent(_) | Verb::Init(_) | Verb::Validate(_) | Verb::Completion(_) | Verb::Help(_) => {

@@ -53,6 +53,7 @@ pub async fn server(config: ServerConfig) -> anyhow::Result<()> {
         agent_listen: config.agent_listen,
         advertise: config.advertise.into_iter().collect(),
         allow_hosts: config.allow_hosts,
+        rescue: config.rescue,
     };
     let server = Server::start(config, HostEnv::new()).await?;
     let credentials = context::write_context("server", &context_of(&server))?;
@@ -117,8 +118,14 @@ pub async fn dev(config: DevConfig) -> anyhow::Result<()> {
     let DevConfig { dirs, data_dir, api_listen, agent_listen, ports, keep, terminal } = config;
     let env = HostEnv::new();
     let ours = DevData::open(&data_dir)?;
-    let server_config =
-        server::ServerConfig { data_dir: data_dir.join("server"), api_listen, agent_listen, advertise: vec![], allow_hosts: vec![] };
+    let server_config = server::ServerConfig {
+        data_dir: data_dir.join("server"),
+        api_listen,
+        agent_listen,
+        advertise: vec![],
+        allow_hosts: vec![],
+        rescue: Default::default(),
+    };
     let server = Server::start(server_config, env.clone()).await?;
     let before = context::current();
     let context = context_of(&server);

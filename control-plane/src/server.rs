@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use optimus_common::disk::Disk;
 use optimus_common::env::Env;
 use optimus_host::disk::HostDisk;
 use optimus_host::files::DataDirLock;
@@ -19,13 +20,14 @@ use crate::gateway::{Gateway, GatewayConfig};
 use crate::identity::{Identity, ServerNames};
 use crate::leader;
 use crate::metrics::Metrics;
-use crate::raft::{NoPeers, RaftConfig, RaftNode, Tuning};
+use crate::raft::{self, NoPeers, RaftConfig, RaftNode, Tuning};
+use crate::rescue::{self, archive, archiver::Archiver, schedule::Figures, schedule::Schedule};
 use crate::store::Store;
 
 /// How long a server may take to lead itself after its start; more means its disk is broken.
 const LEAD_WITHIN: Duration = Duration::from_secs(30);
-/// This build runs one server; its id is fixed.
-const SERVER_ID: u64 = 1;
+/// Id of the first server of a cluster. A restored or recovered one has the id its store says.
+const FIRST_SERVER: u64 = 1;
 
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -37,6 +39,8 @@ pub struct ServerConfig {
     pub advertise: Vec<String>,
     /// Further host names the API answers to.
     pub allow_hosts: Vec<String>,
+    /// Scheduled exports and the archive.
+    pub rescue: rescue::Options,
 }
 
 /// Why a server did not start. The message names the step; the cause is in `source`.
@@ -74,16 +78,12 @@ impl Server {
         let lock = DataDirLock::acquire(dir).map_err(step("lock the data directory"))?;
 
         let disk = HostDisk::open(dir.join("raft")).map_err(step("open the log store"))?;
+        let disk: Arc<dyn Disk> = Arc::new(disk);
+        let node_id = raft::owner(&*disk).map_err(step("open the log store"))?.unwrap_or(FIRST_SERVER);
         let (machine, consensus) = RaftConsensus::machine();
-        let raft = RaftNode::start(RaftConfig {
-            node_id: SERVER_ID,
-            disk: Arc::new(disk),
-            machine,
-            tuning: Tuning::default(),
-            network: Arc::new(NoPeers),
-        })
-        .await
-        .map_err(step("start consensus"))?;
+        let raft = RaftNode::start(RaftConfig { node_id, disk, machine, tuning: Tuning::default(), network: Arc::new(NoPeers) })
+            .await
+            .map_err(step("start consensus"))?;
         let consensus = consensus(raft.clone());
         match Self::on_raft(&config, env, raft.clone(), consensus, lock).await {
             Ok(server) => Ok(server),
@@ -107,9 +107,17 @@ impl Server {
         let store = Store::new(Arc::new(consensus), env.clone());
         lead(&raft).await?;
 
-        let names = ServerNames { server: SERVER_ID, names: names_of(config) };
+        let names = ServerNames { server: raft.id(), names: names_of(config) };
         let identity = Identity::open_or_create(dir, &store, &names).await.map_err(step("open the cluster's identity"))?;
         let token = auth::load_or_create(&dir.join("admin.token"), &*env.entropy).map_err(step("open the admin token"))?;
+
+        // Opened before anything serves: a directory that cannot be written must be known now, not on the day it is needed.
+        let own_dir = |dir: &std::path::Path| -> Result<Arc<dyn Disk>, StartError> {
+            let dir = archive::server_dir(dir, raft.id());
+            Ok(Arc::new(HostDisk::open(&dir).map_err(step(format!("open {} for exports", dir.display())))?))
+        };
+        let schedule = config.rescue.schedule.clone().map(|o| own_dir(&o.dir).map(|disk| (o, disk))).transpose()?;
+        let archive = config.rescue.archive.clone().map(|o| own_dir(&o.dir).map(|disk| (o, disk))).transpose()?;
 
         let shutdown = CancellationToken::new();
         let gateway = Gateway::bind(
@@ -126,22 +134,34 @@ impl Server {
             allowed_hosts: config.allow_hosts.clone(),
             limits: api::Limits::default(),
         };
+        let metrics = Arc::new(Metrics::new());
+        let (exports, archived) = Figures::register(metrics.registry());
         let deps = ApiDeps {
             store: store.clone(),
             agents: gateway.clone(),
             auth: Arc::new(Auth::new(&token)),
             joins: gateway.clone(),
-            metrics: Arc::new(Metrics::new()),
+            metrics: metrics.clone(),
         };
 
         let (own_identity, own_gateway, token_of) = (Arc::clone(&identity), Arc::clone(&gateway), || shutdown.child_token());
         let (identity_end, gateway_end) = (token_of(), token_of());
-        let tasks = vec![
+        let mut tasks = vec![
             ("identity", tokio::spawn(async move { own_identity.run(identity_end).await })),
             ("gateway", tokio::spawn(async move { own_gateway.run(gateway_end).await })),
             ("leader", tokio::spawn(leader::run(store.clone(), token_of()))),
             ("api", tokio::spawn(serve(api_config, deps, token_of()))),
         ];
+        if let Some((options, disk)) = schedule {
+            let rescue::schedule::ScheduleOptions { dir: _, lock, every, keep } = options;
+            let schedule = Schedule { store: store.clone(), disk, lock, every, keep, figures: exports };
+            tasks.push(("exports", tokio::spawn(schedule.run(token_of()))));
+        }
+        if let Some((options, disk)) = archive {
+            let rescue::archiver::ArchiveOptions { dir: _, lock, keep } = options;
+            let archiver = Archiver::new(raft.clone(), store.clone(), disk, lock, keep, archived);
+            tasks.push(("archive", tokio::spawn(archiver.run(token_of()))));
+        }
         Ok(Server { store, identity, gateway, api_addr, admin_token: token.expose().to_owned(), raft, shutdown, tasks, _lock: lock })
     }
 

@@ -120,6 +120,7 @@ pub fn table() -> &'static [Route] {
             route!(v1::nodes => list_nodes, Nodes, Plain),
             route!(v1::nodes => get_node, Nodes, Plain),
             route!(v1::tokens => create_join_token, Tokens, Plain),
+            route!(v1::cluster => snapshot, Admin, Plain),
             route!(v1::events => list_events, Events, Plain),
         ]
     })

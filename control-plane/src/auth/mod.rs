@@ -42,10 +42,12 @@ pub enum Permission {
     Tokens,
     Metrics,
     Events,
+    /// Act on the cluster itself: take everything it knows away in a file.
+    Admin,
 }
 
 impl Permission {
-    pub const ALL: [Permission; 12] = [
+    pub const ALL: [Permission; 13] = [
         Permission::Public,
         Permission::View,
         Permission::Deploy,
@@ -58,6 +60,7 @@ impl Permission {
         Permission::Tokens,
         Permission::Metrics,
         Permission::Events,
+        Permission::Admin,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -74,6 +77,7 @@ impl Permission {
             Permission::Tokens => "tokens",
             Permission::Metrics => "metrics:view",
             Permission::Events => "events",
+            Permission::Admin => "admin",
         }
     }
 }

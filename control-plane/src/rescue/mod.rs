@@ -27,3 +27,4 @@ pub mod schedule;
 pub use container::ReadError;
 pub use crypt::{CryptError, Key, Lock};
 pub use export::{Export, ExportHead};
+pub use schedule::Options;
