@@ -46,6 +46,8 @@ pub enum RecoverError {
     Salvage(#[from] SalvageError),
     #[error("this server has no vote in its cluster: recover on one that had, or restore an export")]
     NoVoter,
+    #[error("this server is the only one with a vote: nothing is lost, start it instead")]
+    Alone,
     #[error("the store holds no cluster")]
     NoCluster,
     #[error(
@@ -150,6 +152,9 @@ pub async fn refuse_reachable_majority<M>(found: &Salvaged<M>, reach: &dyn Reach
     if !voters.contains(&found.node_id) {
         return Err(RecoverError::NoVoter);
     }
+    if voters.len() == 1 {
+        return Err(RecoverError::Alone);
+    }
     let others = voters.iter().filter(|id| **id != found.node_id);
     let asked = futures_util::future::join_all(others.map(|id| async move {
         let Some(addr) = found.members.get(id) else { return (*id, false) };
@@ -224,3 +229,6 @@ impl Survivor {
         Ok(Recovered { beginning, aside })
     }
 }
+
+#[cfg(test)]
+mod tests;
