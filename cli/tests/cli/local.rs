@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::world::World;
 
-const VERBS: [&str; 20] = [
+const VERBS: [&str; 27] = [
     "dev",
     "server",
     "agent",
@@ -25,6 +25,13 @@ const VERBS: [&str; 20] = [
     "completion",
     "help",
     "nodes join-token",
+    "cluster",
+    "cluster snapshot",
+    "cluster snapshot verify",
+    "cluster restore",
+    "cluster recover",
+    "cluster archive",
+    "cluster root-key export",
 ];
 
 #[test]

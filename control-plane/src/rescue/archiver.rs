@@ -253,7 +253,7 @@ impl Archiver {
                 Ok(container::put(disk, &name, |mut out| {
                     use std::io::Write as _;
                     let bytes = archive::seal(&lock, &head, &entries)?;
-                    let failed = |e| super::CryptError::Encrypt(age::EncryptError::Io(e));
+                    let failed = super::CryptError::write;
                     out.write_all(&bytes).map_err(failed)?;
                     Ok(*blake3::hash(&bytes).as_bytes())
                 }))

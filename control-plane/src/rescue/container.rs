@@ -81,7 +81,7 @@ struct Head<H> {
 
 /// Writes a file of `kind` to `out`; the last byte is out when this returns.
 pub(crate) fn write<W: Write, H: Serialize>(out: W, lock: &Lock, kind: Kind, about: H, content: &[u8]) -> Result<W, CryptError> {
-    let failed = |e| CryptError::Encrypt(age::EncryptError::Io(e));
+    let failed = CryptError::write;
     let head = Head { length: content.len() as u64, hash: *blake3::hash(content).as_bytes(), about };
     let head = codec::envelope(kind.number, kind.version, &head);
     let mut sealed = lock.wrap(out)?;

@@ -54,7 +54,14 @@ pub enum CryptError {
     #[error("failed to read the head of the file")]
     Read(#[source] io::Error),
     #[error("failed to encrypt")]
-    Encrypt(#[source] age::EncryptError),
+    Encrypt(#[source] Box<age::EncryptError>),
+}
+
+impl CryptError {
+    /// Where the encrypted bytes go refused them.
+    pub(crate) fn write(error: io::Error) -> Self {
+        Self::Encrypt(Box::new(age::EncryptError::Io(error)))
+    }
 }
 
 /// Who may open what is written.
@@ -107,8 +114,8 @@ impl Lock {
                 Encryptor::with_recipients(std::iter::once(&recipient as &dyn Recipient))
             }
         };
-        let encryptor = encryptor.map_err(CryptError::Encrypt)?;
-        encryptor.wrap_output(out).map_err(|e| CryptError::Encrypt(age::EncryptError::Io(e)))
+        let encryptor = encryptor.map_err(|e| CryptError::Encrypt(Box::new(e)))?;
+        encryptor.wrap_output(out).map_err(CryptError::write)
     }
 }
 
@@ -193,7 +200,7 @@ pub fn is_age(bytes: &[u8]) -> bool {
 /// # Errors
 /// What the library says.
 pub fn encrypt(lock: &Lock, plain: &[u8]) -> Result<Vec<u8>, CryptError> {
-    let failed = |e| CryptError::Encrypt(age::EncryptError::Io(e));
+    let failed = CryptError::write;
     let mut writer = lock.wrap(Vec::new())?;
     writer.write_all(plain).map_err(failed)?;
     writer.finish().map_err(failed)

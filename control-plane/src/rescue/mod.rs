@@ -28,3 +28,6 @@ pub use container::ReadError;
 pub use crypt::{CryptError, Key, Lock};
 pub use export::{Export, ExportHead};
 pub use schedule::Options;
+
+#[cfg(test)]
+mod tests;
