@@ -247,14 +247,15 @@ impl Archive {
         Ok(Self { segments, cluster })
     }
 
-    /// Gives every entry after `after`, in order and once, until `wants` says no. Each file that is used is decrypted and
+    /// Gives every entry after `after` up to `upto`, in order and once, until `wants` says no. Each file that is used is decrypted and
     /// checked whole, its chain too, and entries that several servers archived are compared.
     ///
     /// # Errors
-    /// [`ArchiveError`]; a gap only when an entry behind it exists.
+    /// [`ArchiveError`]; a gap only when an entry behind it exists and is wanted.
     pub fn walk<E: From<ArchiveError>>(
         &self,
         after: u64,
+        upto: u64,
         key: &Key,
         mut wants: impl FnMut(LogEntry) -> Result<bool, E>,
     ) -> Result<Walk, E> {
@@ -262,6 +263,9 @@ impl Archive {
         // Of entries that a later file may hold again.
         let mut hashes: BTreeMap<u64, [u8; 32]> = BTreeMap::new();
         for listed in self.segments.iter().filter(|s| s.to > after) {
+            if reached >= upto {
+                return Ok(Walk { reached, stopped: true });
+            }
             if listed.from > reached + 1 {
                 return Err(ArchiveError::Gap { from: reached + 1, to: listed.from - 1 }.into());
             }
@@ -278,7 +282,7 @@ impl Archive {
                     continue;
                 }
                 let index = entry.index;
-                if !wants(entry)? {
+                if index > upto || !wants(entry)? {
                     return Ok(Walk { reached, stopped: true });
                 }
                 hashes.insert(index, hash);

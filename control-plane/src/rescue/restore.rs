@@ -147,12 +147,12 @@ pub fn read(source: &Source<'_>) -> Result<Restored, RestoreError> {
 
 fn replay(source: &Source<'_>, restored: &mut Restored) -> Result<(), RestoreError> {
     let archive = Archive::open(source.archives, restored.export.cluster)?;
-    let walk = archive.walk(restored.reached, source.key, |entry: LogEntry| -> Result<bool, RestoreError> {
+    let upto = if let Until::Index(last) = source.until { last } else { u64::MAX };
+    let walk = archive.walk(restored.reached, upto, source.key, |entry: LogEntry| -> Result<bool, RestoreError> {
         let commands = decode(&entry)?;
         restored.known.1 = restored.known.1.max(entry.term);
         let beyond = match source.until {
-            Until::End => false,
-            Until::Index(last) => entry.index > last,
+            Until::End | Until::Index(_) => false,
             // The commands of one entry were committed together and stay together.
             Until::Time(last) => commands.iter().any(|c| c.at > last),
         };

@@ -145,7 +145,7 @@ fn archives_of_two_servers_cover_each_other_and_must_agree() {
     let walk = || {
         let mut seen = Vec::new();
         let archive = Archive::open(&[temp.path().to_owned()], cluster)?;
-        archive.walk(2, &key, |e| -> Result<bool, ArchiveError> {
+        archive.walk(2, u64::MAX, &key, |e| -> Result<bool, ArchiveError> {
             seen.push(e.index);
             Ok(true)
         })?;

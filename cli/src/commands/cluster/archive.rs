@@ -40,7 +40,7 @@ pub fn run(args: &Args, terminal: Terminal) -> Result<(), Failure> {
     let export = export::read_file(&args.from, &key).map_err(|error| failed(&format!("cannot read {}", args.from.display()), &error))?;
     let archive = Archive::open(&args.dirs, export.head.cluster).map_err(|error| failed(WHAT, &error))?;
     let mut entries = 0;
-    let walk = archive.walk(export.head.covers, &key, |_| -> Result<bool, ArchiveError> {
+    let walk = archive.walk(export.head.covers, u64::MAX, &key, |_| -> Result<bool, ArchiveError> {
         entries += 1;
         Ok(true)
     });

@@ -38,8 +38,8 @@ async fn a_seeded_server_leads_alone_goes_on_at_its_index_and_takes_new_learners
 
     let (learner, learned) = start(index, MemDisk::new(), Tuning::fast(), network.transport(index)).await.unwrap();
     network.connect(&learner);
-    soon(node.add_learner(index, "second:1")).await.unwrap();
-    soon(node.change_voters([INDEX, index].into())).await.unwrap();
+    node.add_learner(index, "second:1").await.unwrap();
+    node.change_voters([INDEX, index].into()).await.unwrap();
     let (last, _) = node.propose(add("k", 1)).await.unwrap();
     learner.wait_applied(last).await.unwrap();
     eventually("both hold the same", || learned.lock().unwrap().1 == seen.lock().unwrap().1).await;
