@@ -51,6 +51,18 @@ pub enum StoreError {
         /// File below the data directory.
         file: String,
     },
+    /// A restore or recovery into this store did not finish.
+    #[error("a restore into this directory did not finish ({file} is still there): remove the directory and restore again")]
+    HalfSeeded {
+        /// The mark it left.
+        file: String,
+    },
+    /// A store must not be made where there is one.
+    #[error("there is a store already: {file} exists")]
+    NotEmpty {
+        /// What was found.
+        file: String,
+    },
     /// An earlier failure stopped the store.
     #[error("the store has stopped: {0}")]
     Stopped(String),

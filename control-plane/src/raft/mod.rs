@@ -23,6 +23,7 @@ mod network;
 mod node;
 mod record;
 pub mod runtime;
+mod seed;
 mod snapshots;
 mod state_machine;
 mod status;
@@ -35,6 +36,7 @@ pub use self::error::{AdminError, ProposeError, ReadError, StartError, StoreErro
 pub use self::machine::{Capture, Machine};
 pub use self::network::{MemoryNetwork, NoPeers, Peer, PeerError, PeerHandler, PeerRpc, PeerTransport, Refusal, check_append};
 pub use self::node::{RaftConfig, RaftNode};
+pub use self::seed::{LogEntry, SalvageError, Salvaged, Seed, owner, salvage, seed};
 pub use self::status::{Role, Status};
 pub use self::tuning::{IoMode, Tuning};
 

@@ -11,13 +11,14 @@ use optimus_common::disk::Disk;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::batcher::{self, Batcher, Proposal};
-use super::error::{AdminError, ProposeError, ReadError, StartError};
+use super::error::{AdminError, ProposeError, ReadError, StartError, StoreError};
 use super::fatal::Fatal;
 use super::forward::{self, Forwarder, Pause};
-use super::log_store::{LogStore, WriterHandle};
+use super::log_store::{LogReader, LogStore, WriterHandle};
 use super::machine::Machine;
 use super::network::{Contacts, Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
 use super::runtime::Runtime;
+use super::seed::{self, LogEntry};
 use super::snapshots::SnapshotStore;
 use super::state_machine::StateMachine;
 use super::status::Status;
@@ -52,6 +53,7 @@ impl<M: Machine> Clone for RaftNode<M> {
 struct Inner<M: Machine> {
     id: u64,
     raft: Raft,
+    log: LogReader,
     proposals: mpsc::Sender<Proposal<M::Answer>>,
     /// Proposals for another server that leads.
     forwards: mpsc::Sender<Proposal<M::Answer>>,
@@ -89,6 +91,7 @@ impl<M: Machine> RaftNode<M> {
         let fatal = Fatal::new();
 
         let snapshot_disk = disk.clone();
+        seed::refuse_half_seeded(&*disk)?;
         let (snapshots, newest) = tuning.io.run(move || SnapshotStore::open(snapshot_disk)).await?;
         let snapshots = Arc::new(snapshots);
         let (log, writer) = LogStore::open(disk, node_id, snapshots.gate(), fatal.clone(), tuning.io).await?;
@@ -100,6 +103,7 @@ impl<M: Machine> RaftNode<M> {
             return Err(StartError::SnapshotMissing { purged, snapshot: reached.unwrap_or(0) });
         }
 
+        let reader = log.reader();
         let applied = watch::Sender::new(0);
         let applied_seen = applied.subscribe();
         let snapshot_id = newest.as_ref().map(|s| s.meta.snapshot_id.clone()).unwrap_or_default();
@@ -133,6 +137,7 @@ impl<M: Machine> RaftNode<M> {
         let inner = Inner {
             id: node_id,
             raft,
+            log: reader,
             proposals,
             forwards,
             reads,
@@ -330,6 +335,21 @@ impl<M: Machine> RaftNode<M> {
             }
         };
         self.inner.tuning.patiently(wait).await.unwrap_or(Err(ReadError::Timeout))
+    }
+
+    /// Committed entries of `from..=upto`, in order: those that are applied here and not purged yet, about `max_bytes` of
+    /// them and at least one. The first one having another index than `from` says that the log has been purged past it.
+    ///
+    /// # Errors
+    /// [`StoreError`]; a damaged log also stops the server.
+    pub async fn read_entries(&self, from: u64, upto: u64, max_bytes: usize) -> Result<Vec<LogEntry>, StoreError> {
+        let upto = upto.min(*self.inner.applied.borrow());
+        if from > upto {
+            return Ok(Vec::new());
+        }
+        let log = self.inner.log.clone();
+        let entries = self.inner.tuning.io.run(move || log.read(from, upto, max_bytes)).await?;
+        Ok(entries.into_iter().map(LogEntry::from).collect())
     }
 
     /// Where this node stands.

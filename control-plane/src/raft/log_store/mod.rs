@@ -33,6 +33,8 @@ use super::fatal::Fatal;
 use super::runtime::Runtime;
 use super::types::{Entry, LogId, StorageError, Types, Vote};
 
+pub(crate) use self::tables::Offline;
+
 /// Most bytes of entries read for one message to a peer; at least one entry is always read.
 const READ_BYTES: usize = 2 << 20;
 
@@ -109,6 +111,13 @@ impl Shared {
 #[derive(Clone)]
 pub(crate) struct LogReader(Arc<Shared>);
 
+impl LogReader {
+    /// Entries of `from..=upto` that are still there, in order, about `max_bytes` of them and at least one.
+    pub(crate) fn read(&self, from: u64, upto: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        self.0.read(from..=upto, max_bytes)
+    }
+}
+
 /// openraft's log store. There is one per node; the readers are clones of [`LogReader`].
 pub(crate) struct LogStore {
     shared: Arc<Shared>,
@@ -182,6 +191,11 @@ impl LogStore {
     pub(crate) fn bounds(&self) -> (Option<LogId>, Option<LogId>) {
         let view = self.shared.view();
         (view.purged, view.last)
+    }
+
+    /// A reader that outlives the store's move into openraft.
+    pub(crate) fn reader(&self) -> LogReader {
+        LogReader(self.shared.clone())
     }
 
     async fn perform(&self, op: impl FnOnce(Done) -> Op) -> Result<(), StoreError> {

@@ -64,6 +64,62 @@ pub(crate) fn open(disk: &dyn Disk, node: u64) -> Result<(Database, Opened), Sto
     })
 }
 
+/// The file while no server runs on it: for restore and recover.
+pub(crate) struct Offline {
+    db: Database,
+    pub opened: Opened,
+    /// The server it belongs to.
+    pub owner: u64,
+}
+
+impl Offline {
+    /// Whether there is a file.
+    pub(crate) fn exists(disk: &dyn Disk) -> Result<bool, StoreError> {
+        disk.exists(FILE).map_err(|e| StoreError::io("look for", FILE, e))
+    }
+
+    /// Opens an existing file and checks every page and record.
+    pub(crate) fn open(disk: &dyn Disk) -> Result<Self, StoreError> {
+        if !Self::exists(disk)? {
+            return Err(StoreError::Missing { file: FILE.to_owned() });
+        }
+        without_panic(|| {
+            let db = database(disk, FILE)?;
+            let owner = {
+                let read = db.begin_read().map_err(|e| StoreError::redb("read", FILE, e))?;
+                let meta = read.open_table(META).map_err(|e| StoreError::redb("read", FILE, e))?;
+                let nobody = || StoreError::damaged(FILE, "meta", OWNER, Damage::Content("the record is missing".to_owned()));
+                read_meta::<OwnerV1>(&meta, Kind::Owner, OWNER)?.ok_or_else(nobody)?.node
+            };
+            let opened = check(&db)?;
+            Ok(Self { db, opened, owner })
+        })
+    }
+
+    /// Entries of `range` in order, about `max_bytes` of them and at least one.
+    pub(crate) fn read(&self, range: RangeInclusive<u64>, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        without_panic(|| read(&self.db, range, max_bytes))
+    }
+
+    /// Makes the file of server `node` whose log was purged up to `at`, in one step.
+    pub(crate) fn create(disk: &dyn Disk, node: u64, vote: Vote, at: LogId) -> Result<(), StoreError> {
+        without_panic(|| {
+            build(disk, node, |db| {
+                let fail = |e: redb::Error| StoreError::redb("initialise", NEW, e);
+                let write = db.begin_write().map_err(|e| fail(e.into()))?;
+                {
+                    let mut meta = write.open_table(META).map_err(|e| fail(e.into()))?;
+                    let (vote, at) = (VoteV1::from(vote), LogIdV1::from(at));
+                    meta.insert(VOTE, encode(Kind::Vote, 0, &vote).as_slice()).map_err(|e| fail(e.into()))?;
+                    meta.insert(PURGED, encode(Kind::PurgeMark, 0, &at).as_slice()).map_err(|e| fail(e.into()))?;
+                    meta.insert(COMMITTED, encode(Kind::Committed, 0, &at).as_slice()).map_err(|e| fail(e.into()))?;
+                }
+                write.commit().map_err(|e| fail(e.into()))
+            })
+        })
+    }
+}
+
 fn database(disk: &dyn Disk, name: &str) -> Result<Database, StoreError> {
     let file = disk.open(name).map_err(|e| StoreError::io("open", name, e))?;
     let mut builder = redb::Builder::new();
@@ -78,11 +134,16 @@ fn create(disk: &dyn Disk, node: u64) -> Result<(), StoreError> {
     if names.iter().any(|n| snapshots::is_finished(n)) {
         return Err(StoreError::Missing { file: FILE.to_owned() });
     }
-    if names.iter().any(|n| n == NEW) {
+    build(disk, node, |_| Ok(()))
+}
+
+fn build(disk: &dyn Disk, node: u64, fill: impl FnOnce(&Database) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    if disk.exists(NEW).map_err(|e| StoreError::io("look for", NEW, e))? {
         disk.remove(NEW).map_err(|e| StoreError::io("remove", NEW, e))?;
     }
     let db = database(disk, NEW)?;
     claim(&db, node)?;
+    fill(&db)?;
     db.close().map_err(|e| StoreError::redb("close", NEW, e))?;
     disk.open(NEW).and_then(|f| f.sync_data()).map_err(|e| StoreError::io("flush", NEW, e))?;
     disk.rename(NEW, FILE).map_err(|e| StoreError::io("rename", NEW, e))?;

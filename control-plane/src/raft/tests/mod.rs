@@ -3,6 +3,7 @@
 
 mod cluster;
 mod forward;
+mod seed;
 mod single;
 mod suite;
 
