@@ -20,6 +20,7 @@ mod log_store;
 mod machine;
 mod network;
 mod node;
+mod receiving;
 mod record;
 pub mod runtime;
 mod snapshots;

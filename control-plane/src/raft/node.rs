@@ -1,11 +1,10 @@
 //! One server of the replicated control plane: starting, proposing, reading, stopping.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
-use openraft::storage::Snapshot;
 use openraft::{AsyncRuntime, BasicNode};
 use optimus_common::disk::Disk;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,13 +14,14 @@ use super::error::{AdminError, ProposeError, ReadError, StartError};
 use super::fatal::Fatal;
 use super::log_store::{LogStore, WriterHandle};
 use super::machine::Machine;
-use super::network::{Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::network::{Pace, Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::receiving::Receiver;
 use super::runtime::Runtime;
 use super::snapshots::SnapshotStore;
 use super::state_machine::StateMachine;
 use super::status::Status;
 use super::tuning::Tuning;
-use super::types::{Raft, SnapshotBytes};
+use super::types::Raft;
 
 /// What a node is made of.
 pub struct RaftConfig<M: Machine> {
@@ -58,6 +58,8 @@ struct Inner<M: Machine> {
     tuning: Arc<Tuning>,
     transport: Arc<dyn PeerTransport>,
     handler: std::sync::OnceLock<Arc<dyn PeerHandler>>,
+    /// Taken by `shutdown`, so that a stopped node holds the disk no more.
+    receiver: std::sync::Mutex<Option<Arc<Receiver>>>,
     stop: watch::Sender<bool>,
     /// Taken by the first `shutdown`; the others wait for it on this lock.
     parts: tokio::sync::Mutex<Option<Parts>>,
@@ -86,6 +88,7 @@ impl<M: Machine> RaftNode<M> {
         let snapshot_disk = disk.clone();
         let (snapshots, newest) = tuning.io.run(move || SnapshotStore::open(snapshot_disk)).await?;
         let snapshots = Arc::new(snapshots);
+        let receiver = Arc::new(Receiver::new(snapshots.disk(), fatal.clone(), tuning.io));
         let (log, writer) = LogStore::open(disk, node_id, snapshots.gate(), fatal.clone(), tuning.io).await?;
 
         let purged = log.bounds().0.map(|id| id.index);
@@ -105,7 +108,8 @@ impl<M: Machine> RaftNode<M> {
                 return Err(StartError::Restore { id: snapshot_id, reason });
             }
         };
-        let peers = PeerNetwork { transport: network.clone(), snapshot_ttl: tuning.snapshot_ttl };
+        let (pace, snapshot_ttl) = (Arc::new(Pace::new(tuning.snapshot_rate)), tuning.snapshot_ttl);
+        let peers = PeerNetwork { transport: network.clone(), snapshot_ttl, pace, io: tuning.io, fatal: fatal.clone() };
         let raft = match Raft::new(node_id, settings, peers, log, machine).await {
             Ok(raft) => raft,
             Err(e) => {
@@ -132,6 +136,7 @@ impl<M: Machine> RaftNode<M> {
             tuning,
             transport: network,
             handler: std::sync::OnceLock::new(),
+            receiver: std::sync::Mutex::new(Some(receiver)),
             stop,
             parts,
             membership,
@@ -383,10 +388,10 @@ impl<M: Machine> RaftNode<M> {
                 let answer = raft.vote(request).await.map_err(|e| stopped(e.to_string()))?;
                 Ok(Reply::encode_vote(&answer))
             }
-            Request::Snapshot { vote, snapshot } => {
-                let snapshot = Snapshot { meta: snapshot.meta, snapshot: Box::new(SnapshotBytes(snapshot.content)) };
-                let answer = raft.install_full_snapshot(vote, snapshot).await.map_err(|e| stopped(e.to_string()))?;
-                Ok(Reply::encode_snapshot(&answer))
+            Request::Snapshot { vote, part } => {
+                let receiver = self.inner.receiver.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let receiver = receiver.ok_or_else(|| stopped("it is shutting down".to_owned()))?;
+                receiver.take(raft, vote, part).await
             }
         }
     }
@@ -405,6 +410,7 @@ impl<M: Machine> RaftNode<M> {
         if let Err(e) = self.inner.raft.shutdown().await {
             tracing::error!(error = %e, "openraft did not end well");
         }
+        self.inner.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
         writer.stop().await;
     }
 }
