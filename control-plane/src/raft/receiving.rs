@@ -222,6 +222,17 @@ impl Receiver {
         }
     }
 
+    /// Takes a part; whether the snapshot is whole now.
+    #[cfg(test)]
+    pub(crate) fn accepts_for_test(&self, vote: Vote, part: &SnapshotPart) -> bool {
+        matches!(self.accept(vote, part), Ok(Outcome::Whole(_)))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn installed_for_test(&self) {
+        self.reset(State::Idle).expect("the simulated disk removes what is there");
+    }
+
     fn begin(&self, vote: Vote, key: &SnapshotKey) -> Result<Incoming, Failure> {
         if key.total <= HEADER as u64 || key.total > MAX_TOTAL {
             return Err(Failure::Refused(format!("a snapshot of {} bytes, at most {MAX_TOTAL} are accepted", key.total)));

@@ -6,10 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::storage::RaftLogStorageExt;
 use openraft::{CommittedLeaderId, EntryPayload};
-use optimus_common::disk::sim::{Crash, MemDisk};
+use optimus_common::disk::sim::{Change, Crash, MemDisk};
 use redb::ReadableDatabase;
 
 use super::*;
+use crate::raft::network::{SnapshotKey, SnapshotPart};
+use crate::raft::receiving::Receiver;
 use crate::raft::snapshots::SnapshotStore;
 use crate::raft::types::{Batch, Blob, SnapshotMeta};
 
@@ -32,9 +34,13 @@ struct Open {
 }
 
 async fn open_with(disk: &MemDisk, io: IoMode) -> Result<Open, StoreError> {
+    open_on(Arc::new(disk.clone()), io, None).await
+}
+
+async fn open_on(disk: Arc<dyn Disk>, io: IoMode, compact_step: Option<usize>) -> Result<Open, StoreError> {
     let (gate, seen) = watch::channel(None);
     let fatal = Fatal::new();
-    let (store, handle) = LogStore::open(Arc::new(disk.clone()), NODE, seen, fatal.clone(), io).await?;
+    let (store, handle) = LogStore::open_with(disk, NODE, seen, fatal.clone(), io, compact_step).await?;
     Ok(Open { store, handle, gate, fatal })
 }
 
@@ -365,6 +371,8 @@ fn reopened(disk: &MemDisk) -> Model {
 struct Script {
     random: u64,
     model: Model,
+    /// A snapshot beyond the log was installed: what it covers is to be purged next, as openraft does.
+    installed: Option<LogId>,
 }
 
 impl Script {
@@ -382,8 +390,14 @@ impl Script {
     }
 
     /// One random step on the store and the model. The store has acknowledged it when this returns.
-    async fn step(&mut self, o: &mut Open, snapshots: &SnapshotStore) {
-        match self.roll(10) {
+    async fn step(&mut self, o: &mut Open, snapshots: &SnapshotStore, receiver: &Receiver) {
+        if let Some(covered) = self.installed.take() {
+            o.store.purge(covered).await.unwrap();
+            self.model.purged = Some(covered);
+            self.model.log.clear();
+            return;
+        }
+        match self.roll(12) {
             0 | 1 => {
                 let vote = Vote::new(self.term() + 1, NODE);
                 o.store.save_vote(&vote).await.unwrap();
@@ -421,9 +435,39 @@ impl Script {
                     self.model.log = self.model.log.split_off(&(upto + 1));
                 }
             }
+            10 | 11 => {
+                // A snapshot of the leader arrives in parts; now and then the leader goes away in the middle.
+                let index = self.last().map_or(0, |l| l.index) + self.roll(3);
+                let covered = self.last().filter(|l| l.index == index).unwrap_or_else(|| id(self.term(), index));
+                let meta = SnapshotMeta { last_log_id: Some(covered), last_membership: Default::default(), snapshot_id: "r".to_owned() };
+                let content = vec![index as u8; 3000];
+                let parts = receive(receiver, &meta, &content, if self.roll(4) == 0 { 2 } else { usize::MAX });
+                if parts {
+                    snapshots.adopt(&meta).unwrap();
+                    receiver.installed_for_test();
+                    o.gate.send_replace(Some(index));
+                    self.model.snapshot = Some(index);
+                    if self.last().is_none_or(|l| l.index <= index) {
+                        self.installed = Some(covered);
+                    }
+                }
+            }
             _ => {}
         }
     }
+}
+
+/// Sends a snapshot in parts of a thousand bytes, `most` of them. Returns whether it is whole.
+fn receive(receiver: &Receiver, meta: &SnapshotMeta, content: &[u8], most: usize) -> bool {
+    let mut bytes = crate::raft::snapshots::seal_head(meta, content);
+    bytes.extend_from_slice(content);
+    let (total, hash) = (bytes.len() as u64, *blake3::hash(content).as_bytes());
+    let key = SnapshotKey { id: meta.snapshot_id.clone(), last: meta.last_log_id, hash, total };
+    let vote = Vote::new_committed(meta.last_log_id.unwrap().leader_id.term, NODE);
+    bytes.chunks(1000).enumerate().take(most).any(|(n, chunk)| {
+        let part = SnapshotPart { key: key.clone(), offset: n as u64 * 1000, bytes: Bytes::copy_from_slice(chunk) };
+        receiver.accepts_for_test(vote, &part)
+    })
 }
 
 /// Runs a script once, then visits the disk after each single write and sync, cuts the power there in several ways,
@@ -431,17 +475,21 @@ impl Script {
 async fn every_crash_point(seed: u64, steps: usize) -> usize {
     let disk = MemDisk::recording();
     let (snapshots, _) = SnapshotStore::open(Arc::new(disk.clone())).unwrap();
-    let mut o = open(&disk).await;
-    let mut script = Script { random: seed, model: Model::default() };
+    let receiver = Receiver::new(Arc::new(disk.clone()), Fatal::new(), IoMode::Inline);
+    let mut o = open_on(Arc::new(disk.clone()), IoMode::Inline, Some(20_000)).await.unwrap();
+    let mut script = Script { random: seed, model: Model::default(), installed: None };
     // Length of the journal when the model was acknowledged.
     let mut acknowledged = vec![(disk.journal().len(), script.model.clone())];
     for _ in 0..steps {
-        script.step(&mut o, &snapshots).await;
+        script.step(&mut o, &snapshots, &receiver).await;
         acknowledged.push((disk.changes() as usize, script.model.clone()));
     }
     assert!(script.model.purged.is_some() && script.model.snapshot.is_some(), "seed {seed} never purged");
     let journal = disk.journal();
     assert_eq!(journal.len() as u64, disk.changes());
+    let renamed = |name: &str| journal.iter().filter(|c| matches!(c, Change::Rename { from, .. } if from == name)).count();
+    let (compacted, received) = (renamed(tables::COMPACTING), renamed(crate::raft::snapshots::RECEIVING));
+    assert!(compacted > 2 && received > 2, "seed {seed}: {compacted} compactions, {received} snapshots received");
 
     let again = MemDisk::new();
     let mut points = 0;
@@ -491,9 +539,151 @@ async fn the_crash_points_would_catch_an_early_acknowledgement() {
     o.store.blocking_append([entry(1, 0, 10)]).await.unwrap();
     let journal = disk.journal();
     // The disk as it was before the last flush of the append: an acknowledgement there would be a lie.
-    let flush = journal.iter().rposition(|c| matches!(c, optimus_common::disk::sim::Change::SyncData { .. })).unwrap();
+    let flush = journal.iter().rposition(|c| matches!(c, Change::SyncData { .. })).unwrap();
     let early = MemDisk::new();
     journal[..flush].iter().for_each(|c| early.redo(c));
     early.crash(Crash::LoseAll);
     assert!(reopened(&early).log.is_empty());
+}
+
+// --- compaction ---
+
+fn size(disk: &dyn Disk) -> u64 {
+    disk.open(tables::FILE).unwrap().len().unwrap()
+}
+
+fn setting(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).map_or(otherwise, |n| n.parse().unwrap())
+}
+
+/// Space of purged entries is given back while writes go on, on a real disk.
+/// `OPTIMUS_COMPACTION_ENTRIES=200000 OPTIMUS_COMPACTION_SIZE=256` measures what docs/reliability.md says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_gives_disk_space_back_while_writes_go_on() {
+    let (count, length) = (setting("OPTIMUS_COMPACTION_ENTRIES", 400), setting("OPTIMUS_COMPACTION_SIZE", 100_000) as usize);
+    let dir = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(optimus_host::disk::HostDisk::open(dir.path()).unwrap());
+    let mut o = open_on(disk.clone(), IoMode::Threads, None).await.unwrap();
+    for first in (0..count).step_by(200) {
+        o.store.blocking_append((first..(first + 200).min(count)).map(|i| entry(1, i, length))).await.unwrap();
+    }
+    let mut times = Vec::new();
+    let mut next = count;
+    let mut write = async |o: &mut Open| {
+        let asked = std::time::Instant::now();
+        o.store.blocking_append([entry(1, next, length)]).await.unwrap();
+        next += 1;
+        asked.elapsed()
+    };
+    for _ in 0..50 {
+        times.push(write(&mut o).await);
+    }
+    let (before, quiet) = (size(&*disk), *times.iter().max().unwrap());
+    o.gate.send_replace(Some(count));
+    let kept = count / 10;
+    let purging = std::time::Instant::now();
+    o.store.purge(id(1, count - kept)).await.unwrap();
+    let purge = purging.elapsed();
+    times.clear();
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while size(&*disk) > before / 2 {
+        assert!(std::time::Instant::now() < deadline, "{} bytes of {before} after {} writes", size(&*disk), times.len());
+        times.push(write(&mut o).await);
+    }
+    times.sort();
+    let (after, took) = (size(&*disk), purging.elapsed());
+    println!(
+        "{count} entries of {length} bytes: {before} bytes, {after} after {took:?} and {} writes; purge {purge:?}, slowest write {:?}, \
+         median {:?}, slowest before {quiet:?}",
+        times.len(),
+        times.last().unwrap(),
+        times[times.len() / 2]
+    );
+    assert!(after < before / 2);
+    let expected = all(&mut o.store).await;
+    o.handle.stop().await;
+    drop(o.store);
+    let mut o = open_on(disk, IoMode::Threads, None).await.unwrap();
+    let held = all(&mut o.store).await;
+    assert_eq!((held.len(), held.first().map(|e| e.log_id.index)), (expected.len(), Some(count - kept + 1)));
+    assert_eq!(held, expected);
+    o.handle.stop().await;
+}
+
+#[tokio::test]
+async fn without_space_a_compaction_is_given_up_and_the_log_goes_on() {
+    let disk = MemDisk::new();
+    let mut o = open_on(Arc::new(disk.clone()), IoMode::Inline, Some(50_000)).await.unwrap();
+    o.store.blocking_append((0..100).map(|i| entry(1, i, 20_000))).await.unwrap();
+    o.gate.send_replace(Some(80));
+    disk.set_capacity(Some(size(&disk) + 1_000_000));
+    o.store.purge(id(1, 20)).await.unwrap();
+    for i in 100..110 {
+        o.store.blocking_append([entry(1, i, 100)]).await.unwrap();
+    }
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(o.fatal.get(), None);
+    assert_eq!(disk.list().unwrap(), [tables::FILE], "the unfinished copy is gone");
+    disk.set_capacity(None);
+    o.store.purge(id(1, 80)).await.unwrap();
+    let before = size(&disk);
+    let mut turns = 0;
+    while size(&disk) == before {
+        turns += 1;
+        assert!(turns < 10_000, "it is not tried again");
+        tokio::task::yield_now().await;
+    }
+    disk.crash(Crash::LoseAll);
+    let mut o = open(&disk).await;
+    assert_eq!(all(&mut o.store).await.len(), 29);
+}
+
+#[tokio::test]
+async fn a_full_disk_says_what_to_do_and_opens_again_with_all_that_was_acknowledged() {
+    let disk = MemDisk::new();
+    let mut o = open(&disk).await;
+    o.store.blocking_append([entry(1, 0, 10)]).await.unwrap();
+    disk.set_capacity(Some(size(&disk)));
+    let mut written = 1;
+    let refused = loop {
+        match o.store.blocking_append([entry(1, written, 200_000)]).await {
+            Ok(()) => written += 1,
+            Err(e) => break e.to_string(),
+        }
+    };
+    for part in ["no space left on the disk", tables::FILE, "free at least 256 MiB", "start this server again"] {
+        assert!(refused.contains(part) && o.fatal.get().unwrap().contains(part), "{part:?} is not in {refused:?}");
+    }
+    // The process ends, and is started again before and after there is space.
+    drop(o);
+    for how in [Crash::KeepAll, Crash::LoseAll] {
+        let again = disk.fork();
+        again.crash(how);
+        let mut o = open(&again).await;
+        assert_eq!(all(&mut o.store).await.len() as u64, written);
+        o.store.blocking_append([entry(1, written, 200_000)]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_lost_its_content_is_not_taken_for_a_new_one() {
+    let disk = filled().await;
+    let length = size(&disk);
+    for left in [0, 100, 4096, length / 2, length - 4096] {
+        let copy = disk.fork();
+        copy.open(tables::FILE).unwrap().set_len(left).unwrap();
+        let Err(e) = open_with(&copy, IoMode::Inline).await else { panic!("{left} bytes were accepted") };
+        assert!(e.to_string().contains("raft.redb"), "{e}");
+    }
+    // A valid database with nothing of ours in it.
+    let empty = MemDisk::new();
+    redb::Builder::new()
+        .create_with_backend(optimus_host::disk::RedbFile::new(empty.open(tables::FILE).unwrap()))
+        .unwrap()
+        .close()
+        .unwrap();
+    let e = open_with(&empty, IoMode::Inline).await.err().unwrap();
+    assert!(e.to_string().contains("raft.redb") && e.to_string().contains("replace this server"), "{e}");
 }
