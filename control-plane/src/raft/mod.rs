@@ -29,6 +29,7 @@ mod status;
 mod stored;
 mod tuning;
 mod types;
+mod watchdog;
 
 pub use self::batcher::{MAX_BATCH_BYTES, MAX_BATCH_COMMANDS};
 pub use self::error::{AdminError, ProposeError, ReadError, StartError, StoreError};

@@ -22,6 +22,7 @@ use super::state_machine::StateMachine;
 use super::status::Status;
 use super::tuning::Tuning;
 use super::types::Raft;
+use super::watchdog;
 
 /// What a node is made of.
 pub struct RaftConfig<M: Machine> {
@@ -110,6 +111,7 @@ impl<M: Machine> RaftNode<M> {
         };
         let (pace, snapshot_ttl) = (Arc::new(Pace::new(tuning.snapshot_rate)), tuning.snapshot_ttl);
         let peers = PeerNetwork { transport: network.clone(), snapshot_ttl, pace, io: tuning.io, fatal: fatal.clone() };
+        let busy = log.busy();
         let raft = match Raft::new(node_id, settings, peers, log, machine).await {
             Ok(raft) => raft,
             Err(e) => {
@@ -123,7 +125,9 @@ impl<M: Machine> RaftNode<M> {
         let batcher = Batcher::<M> { raft: raft.clone(), queue, stop: stopping.clone(), fatal: fatal.clone(), tuning: tuning.clone() };
         let batcher = Runtime::spawn(batcher.run());
         let (leads_now, leads) = watch::channel(false);
-        let watcher = Runtime::spawn(watch_metrics(raft.clone(), leads_now, stopping, fatal.clone()));
+        let follow = watch_metrics(raft.clone(), leads_now, stopping.clone(), fatal.clone());
+        let guard = watch_core(raft.clone(), busy, receiver.clone(), applied_seen.clone(), stopping, fatal.clone());
+        let watcher = Runtime::spawn(async { drop(tokio::join!(follow, guard)) });
         let parts = tokio::sync::Mutex::new(Some(Parts { batcher, watcher, writer }));
         let membership = tokio::sync::Mutex::new(());
         let inner = Inner {
@@ -413,6 +417,22 @@ impl<M: Machine> RaftNode<M> {
         self.inner.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
         writer.stop().await;
     }
+}
+
+/// Sees to it that openraft's core is alive, and that no half snapshot stays behind.
+async fn watch_core(
+    raft: Raft,
+    busy: impl Fn() -> bool,
+    receiver: Arc<Receiver>,
+    applied: watch::Receiver<u64>,
+    stop: watch::Receiver<bool>,
+    fatal: Fatal,
+) {
+    let ask = || async {
+        let committed = raft.with_raft_state(|state| state.committed.map_or(0, |id| id.index)).await;
+        committed.map_err(|e| e.to_string())
+    };
+    watchdog::watch(ask, busy, applied, || receiver.tick(), stop, fatal).await;
 }
 
 /// Follows openraft's metrics: tells who leads, and notices when its core has died.
