@@ -127,7 +127,7 @@ impl<M: Machine> RaftNode<M> {
         let (leads_now, leads) = watch::channel(false);
         let follow = watch_metrics(raft.clone(), leads_now, stopping.clone(), fatal.clone());
         let guard = watch_core(raft.clone(), busy, receiver.clone(), applied_seen.clone(), stopping, fatal.clone());
-        let watcher = Runtime::spawn(async { drop(tokio::join!(follow, guard)) });
+        let watcher = Runtime::spawn(async { _ = tokio::join!(follow, guard) });
         let parts = tokio::sync::Mutex::new(Some(Parts { batcher, watcher, writer }));
         let membership = tokio::sync::Mutex::new(());
         let inner = Inner {
@@ -160,6 +160,11 @@ impl<M: Machine> RaftNode<M> {
             return Err(StartError::Raft(node.reason(e.to_string())));
         }
         Ok(node)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.inner.raft
     }
 
     /// This server's id.

@@ -65,7 +65,7 @@ struct Incoming {
 enum Outcome {
     Wants(u64),
     /// All bytes are there, checked and flushed: to be installed.
-    Whole(Held),
+    Whole(Box<Held>),
     Done,
 }
 
@@ -115,7 +115,7 @@ impl Receiver {
             Outcome::Done => SnapshotProgress { vote, wants: key.total, done: true },
             Outcome::Whole(held) => {
                 // A task of its own: half an installation must not be left behind by a caller that goes away.
-                let task = Runtime::spawn(self.clone().install(raft.clone(), vote, key.clone(), held));
+                let task = Runtime::spawn(self.clone().install(raft.clone(), vote, key.clone(), *held));
                 let own = task.await.map_err(|e| PeerError::Stopped(format!("the installation did not finish: {e}")))?;
                 let own = own.map_err(stopped)?;
                 SnapshotProgress { vote: own, wants: key.total, done: own <= vote }
@@ -212,7 +212,7 @@ impl Receiver {
         match written.and_then(|()| self.check(incoming)) {
             Ok(held) => {
                 *state = State::Finishing(part.key.clone());
-                Ok(Outcome::Whole(held))
+                Ok(Outcome::Whole(Box::new(held)))
             }
             Err(e) => {
                 *state = State::Idle;

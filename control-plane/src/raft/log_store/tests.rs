@@ -557,7 +557,7 @@ fn setting(name: &str, otherwise: u64) -> u64 {
 }
 
 /// Space of purged entries is given back while writes go on, on a real disk.
-/// `OPTIMUS_COMPACTION_ENTRIES=200000 OPTIMUS_COMPACTION_SIZE=256` measures what docs/reliability.md says.
+/// `OPTIMUS_COMPACTION_ENTRIES=200000 OPTIMUS_COMPACTION_SIZE=256` measures a large log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purge_gives_disk_space_back_while_writes_go_on() {
     let (count, length) = (setting("OPTIMUS_COMPACTION_ENTRIES", 400), setting("OPTIMUS_COMPACTION_SIZE", 100_000) as usize);

@@ -59,18 +59,22 @@ pub(crate) struct Writer {
     /// Newest commit mark not written yet.
     committed: Option<LogId>,
     compactor: Compactor,
+    /// Whether threads of our own may be started.
+    threads: bool,
+    closing: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Writer {
     pub(crate) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, oldest: Option<u64>, live: u64, forced: Option<usize>) -> Self {
         let purged = shared.view().purged;
         let stale_from = oldest.filter(|o| purged.is_some_and(|p| *o <= p.index));
-        Self { shared, disk, stale_from, live, committed: None, compactor: Compactor::new(forced) }
+        Self { shared, disk, stale_from, live, committed: None, compactor: Compactor::new(forced), threads: false, closing: None }
     }
 
     /// The loop of the writer thread.
     pub(crate) fn run_blocking(mut self, mut queue: mpsc::Receiver<Op>) {
         let mut group = Vec::with_capacity(GROUP);
+        self.threads = true;
         loop {
             match queue.try_recv() {
                 Ok(op) => group.push(op),
@@ -93,6 +97,7 @@ impl Writer {
             }
             self.compact();
         }
+        self.join_closing();
         self.shared.close();
     }
 
@@ -144,7 +149,7 @@ impl Writer {
                 Stepped::More => Ok(true),
                 Stepped::Replaced(db) => {
                     let old = shared.db.write().unwrap_or_else(PoisonError::into_inner).replace(db);
-                    drop(old); // redb tidies up a file that is gone already; it need not succeed
+                    self.let_go(old)?;
                     Ok(true)
                 }
             }
@@ -153,6 +158,25 @@ impl Writer {
             self.shared.fatal.raise(chain(&e));
             false
         })
+    }
+
+    /// Closes the file that was replaced. redb tidies it up although it has no name any more, and the file system frees
+    /// its blocks; with a large file no write should wait for that.
+    fn let_go(&mut self, old: Option<Database>) -> Result<(), StoreError> {
+        self.join_closing();
+        if !self.threads {
+            drop(old);
+            return Ok(());
+        }
+        let closing = std::thread::Builder::new().name("raft-log-close".to_owned()).spawn(move || drop(old));
+        self.closing = Some(closing.map_err(|e| StoreError::io("start the thread that closes", FILE, e))?);
+        Ok(())
+    }
+
+    fn join_closing(&mut self) {
+        if let Some(Err(_)) = self.closing.take().map(std::thread::JoinHandle::join) {
+            tracing::warn!("closing the replaced raft log panicked; it is gone all the same");
+        }
     }
 
     /// Performs a group with one flush and answers it. Returns whether to stop.

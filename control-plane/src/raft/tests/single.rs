@@ -273,15 +273,43 @@ async fn a_panic_of_the_machine_ends_the_server_and_answers_every_proposal() {
     }
 }
 
-/// A disk whose flushes wait as long as `held` is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_core_that_dies_or_hangs_ends_the_server() {
+    for hangs in [false, true] {
+        let (node, _) = alone(MemDisk::new()).await;
+        node.initialize_single("here:1").await.unwrap();
+        eventually("leads", || *node.is_leader().borrow()).await;
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (raft, held) = (node.raft().clone(), std::sync::Mutex::new(held));
+        let inside = tokio::spawn(async move {
+            let hang = move |_: &_| match hangs {
+                true => drop(held.lock().unwrap().recv()),
+                false => panic!("a bug in the core"),
+            };
+            raft.with_raft_state(hang).await
+        });
+        let reason = soon(node.fatal()).await;
+        let expected = if hangs { "has not answered for 5 s" } else { "a bug in the core|panicked|has ended" };
+        assert!(expected.split('|').any(|e| reason.contains(e)), "{reason}");
+        assert!(matches!(soon(node.propose(set("a", 1))).await, Err(ProposeError::Fatal(_))));
+        drop(release);
+        let _ = soon(inside).await;
+        soon(node.shutdown()).await;
+    }
+}
+
+/// Whether flushes wait.
+type Hold = Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>;
+
+/// A disk whose flushes of snapshots wait as long as they are held.
 #[derive(Debug)]
 struct Slow {
     disk: MemDisk,
-    held: Arc<std::sync::RwLock<()>>,
+    held: Hold,
 }
 
 #[derive(Debug)]
-struct SlowFile(Box<dyn optimus_common::disk::DiskFile>, Arc<std::sync::RwLock<()>>);
+struct SlowFile(Box<dyn optimus_common::disk::DiskFile>, Hold);
 
 impl optimus_common::disk::DiskFile for SlowFile {
     fn len(&self) -> std::io::Result<u64> {
@@ -297,7 +325,7 @@ impl optimus_common::disk::DiskFile for SlowFile {
         self.0.set_len(len)
     }
     fn sync_data(&self) -> std::io::Result<()> {
-        drop(self.1.read());
+        drop(self.1.1.wait_while(self.1.0.lock().unwrap(), |held| *held).unwrap());
         self.0.sync_data()
     }
 }
@@ -327,19 +355,19 @@ impl Disk for Slow {
 
 #[tokio::test]
 async fn writes_go_on_while_a_snapshot_is_written() {
-    let held = Arc::new(std::sync::RwLock::new(()));
+    let held: Hold = Arc::new((std::sync::Mutex::new(true), std::sync::Condvar::new()));
     let disk = Slow { disk: MemDisk::new(), held: held.clone() };
     let tuning = Tuning { snapshot_every: 50, keep_logs: 5, ..Tuning::default() };
     let (node, _) = start(1, disk, tuning, Arc::new(NoPeers)).await.unwrap();
     node.initialize_single("here:1").await.unwrap();
     eventually("leads", || *node.is_leader().borrow()).await;
-    let lock = held.write().unwrap();
     for n in 0..200 {
         soon(node.propose(add("n", n))).await.unwrap();
     }
     let status = node.status();
     assert_eq!((status.snapshot, status.purged), (None, None), "the snapshot is not durable, so nothing is purged");
-    drop(lock);
+    *held.0.lock().unwrap() = false;
+    held.1.notify_all();
     eventually("purges", || node.status().purged.is_some_and(|p| p > 40)).await;
     // Taking one did not stop the policy (upstream d0e245a2): the next ones follow.
     let first = node.status().snapshot;
