@@ -687,3 +687,47 @@ async fn a_file_that_lost_its_content_is_not_taken_for_a_new_one() {
     let e = open_with(&empty, IoMode::Inline).await.err().unwrap();
     assert!(e.to_string().contains("raft.redb") && e.to_string().contains("replace this server"), "{e}");
 }
+
+/// Whatever changes behind the copy, at whatever moment, the new file ends up the same as the old one would.
+#[tokio::test]
+async fn a_log_that_is_cut_purged_and_written_during_a_compaction_stays_the_same() {
+    let mut underway = 0;
+    for turns in 0..60 {
+        for change in 0..3 {
+            let disk = MemDisk::new();
+            let mut o = open_on(Arc::new(disk.clone()), IoMode::Inline, Some(3000)).await.unwrap();
+            o.gate.send_replace(Some(u64::MAX));
+            o.store.save_vote(&Vote::new(1, NODE)).await.unwrap();
+            o.store.blocking_append((0..100).map(|i| entry(1, i, 1000))).await.unwrap();
+            o.store.purge(id(1, 5)).await.unwrap();
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+            underway += usize::from(disk.exists(tables::COMPACTING).unwrap());
+            match change {
+                0 => {
+                    o.store.truncate(id(1, 20)).await.unwrap();
+                    o.store.blocking_append((20..40).map(|i| entry(2, i, 100))).await.unwrap();
+                }
+                1 => o.store.purge(id(1, 60)).await.unwrap(),
+                _ => {
+                    o.store.purge(id(3, 150)).await.unwrap();
+                    o.store.blocking_append([entry(3, 151, 10)]).await.unwrap();
+                }
+            }
+            o.store.save_vote(&Vote::new(5, NODE)).await.unwrap();
+            let mut left = 10_000;
+            while disk.exists(tables::COMPACTING).unwrap() || left > 9_900 {
+                left -= 1;
+                assert!(left > 0, "the compaction does not end");
+                tokio::task::yield_now().await;
+            }
+            let (expected, bounds) = (all(&mut o.store).await, o.store.bounds());
+            disk.crash(Crash::LoseAll);
+            let mut o = open(&disk).await;
+            assert_eq!(all(&mut o.store).await, expected, "{turns} turns, change {change}");
+            assert_eq!((o.store.bounds(), o.store.read_vote().await.unwrap()), (bounds, Some(Vote::new(5, NODE))));
+        }
+    }
+    assert!(underway > 30, "only {underway} changes met a compaction");
+}
