@@ -722,10 +722,16 @@ async fn a_log_that_is_cut_purged_and_written_during_a_compaction_stays_the_same
                 assert!(left > 0, "the compaction does not end");
                 tokio::task::yield_now().await;
             }
-            let (expected, bounds) = (all(&mut o.store).await, o.store.bounds());
+            let expected: Vec<Entry> = match change {
+                0 => (6..20).map(|i| entry(1, i, 1000)).chain((20..40).map(|i| entry(2, i, 100))).collect(),
+                1 => (61..100).map(|i| entry(1, i, 1000)).collect(),
+                _ => vec![entry(3, 151, 10)],
+            };
+            let bounds = o.store.bounds();
+            assert_eq!(all(&mut o.store).await, expected, "{turns} turns, change {change}, running");
             disk.crash(Crash::LoseAll);
             let mut o = open(&disk).await;
-            assert_eq!(all(&mut o.store).await, expected, "{turns} turns, change {change}");
+            assert_eq!(all(&mut o.store).await, expected, "{turns} turns, change {change}, reopened");
             assert_eq!((o.store.bounds(), o.store.read_vote().await.unwrap()), (bounds, Some(Vote::new(5, NODE))));
         }
     }

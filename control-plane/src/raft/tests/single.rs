@@ -276,7 +276,8 @@ async fn a_panic_of_the_machine_ends_the_server_and_answers_every_proposal() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_core_that_dies_or_hangs_ends_the_server() {
     for hangs in [false, true] {
-        let (node, _) = alone(MemDisk::new()).await;
+        let tuning = Tuning { patience: Duration::from_secs(600), ..Tuning::default() };
+        let (node, _) = start(1, MemDisk::new(), tuning, Arc::new(NoPeers)).await.unwrap();
         node.initialize_single("here:1").await.unwrap();
         eventually("leads", || *node.is_leader().borrow()).await;
         let (release, held) = std::sync::mpsc::channel::<()>();
@@ -288,7 +289,15 @@ async fn a_core_that_dies_or_hangs_ends_the_server() {
             };
             raft.with_raft_state(hang).await
         });
+        let (asked, proposer) = (tokio::sync::oneshot::channel::<()>(), node.clone());
+        let waiting = tokio::spawn(async move {
+            let _ = asked.0.send(());
+            proposer.propose(set("a", 1)).await
+        });
+        soon(asked.1).await.unwrap();
         let reason = soon(node.fatal()).await;
+        let answer = soon(waiting).await.unwrap();
+        assert!(matches!(answer, Err(ProposeError::Fatal(_) | ProposeError::NoLeader { .. })), "{answer:?}");
         let expected = if hangs { "has not answered for 5 s" } else { "a bug in the core|panicked|has ended" };
         assert!(expected.split('|').any(|e| reason.contains(e)), "{reason}");
         assert!(matches!(soon(node.propose(set("a", 1))).await, Err(ProposeError::Fatal(_))));
