@@ -693,7 +693,7 @@ async fn a_file_that_lost_its_content_is_not_taken_for_a_new_one() {
 async fn a_log_that_is_cut_purged_and_written_during_a_compaction_stays_the_same() {
     let mut underway = 0;
     for turns in 0..60 {
-        for change in 0..3 {
+        for change in 0..4 {
             let disk = MemDisk::new();
             let mut o = open_on(Arc::new(disk.clone()), IoMode::Inline, Some(3000)).await.unwrap();
             o.gate.send_replace(Some(u64::MAX));
@@ -710,6 +710,14 @@ async fn a_log_that_is_cut_purged_and_written_during_a_compaction_stays_the_same
                     o.store.blocking_append((20..40).map(|i| entry(2, i, 100))).await.unwrap();
                 }
                 1 => o.store.purge(id(1, 60)).await.unwrap(),
+                // Both in one group, so that the log is longer than what was copied when the copy goes on.
+                3 => {
+                    let ((cut, cut_done), (append, append_done)) = (oneshot::channel(), oneshot::channel());
+                    o.store.queue.send(Op::Truncate(20, cut)).await.unwrap();
+                    o.store.queue.send(Op::Append((20..120).map(|i| entry(2, i, 100)).collect(), append)).await.unwrap();
+                    cut_done.await.unwrap().unwrap();
+                    append_done.await.unwrap().unwrap();
+                }
                 _ => {
                     o.store.purge(id(3, 150)).await.unwrap();
                     o.store.blocking_append([entry(3, 151, 10)]).await.unwrap();
@@ -725,6 +733,7 @@ async fn a_log_that_is_cut_purged_and_written_during_a_compaction_stays_the_same
             let expected: Vec<Entry> = match change {
                 0 => (6..20).map(|i| entry(1, i, 1000)).chain((20..40).map(|i| entry(2, i, 100))).collect(),
                 1 => (61..100).map(|i| entry(1, i, 1000)).collect(),
+                3 => (6..20).map(|i| entry(1, i, 1000)).chain((20..120).map(|i| entry(2, i, 100))).collect(),
                 _ => vec![entry(3, 151, 10)],
             };
             let bounds = o.store.bounds();
