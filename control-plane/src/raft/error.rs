@@ -9,6 +9,9 @@ use super::record::Damage;
 const ADVICE: &str = "do not delete the file: replace this server (remove it from the cluster, wipe its directory, join it under a new id), \
                       or restore a single server from its newest backup";
 
+/// Free space a server asks for after its disk was full, in bytes: room for the log to grow by some snapshots' worth.
+const ROOM: u64 = 256 << 20;
+
 /// The durable store failed or is damaged.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -34,6 +37,17 @@ pub enum StoreError {
         /// The cause.
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The disk is full.
+    #[error(
+        "no space left on the disk to {operation} {file}: nothing acknowledged is lost; free at least {} MiB on the file system of the data directory, then start this server again",
+        ROOM >> 20
+    )]
+    Full {
+        /// What was tried.
+        operation: &'static str,
+        /// File below the data directory.
+        file: String,
     },
     /// The store belongs to another server.
     #[error("{file} belongs to server {owner}, this is server {asked}; give each server its own directory and never reuse a server id")]
@@ -70,6 +84,14 @@ pub enum StoreError {
 
 impl StoreError {
     pub(crate) fn io(operation: &'static str, file: &str, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let cause: &dyn std::any::Any = &source;
+        let kind = match cause.downcast_ref::<redb::Error>() {
+            Some(redb::Error::Io(e)) => Some(e.kind()),
+            _ => cause.downcast_ref::<io::Error>().map(io::Error::kind),
+        };
+        if matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
+            return Self::Full { operation, file: file.to_owned() };
+        }
         Self::Io { operation, file: file.to_owned(), source: Arc::new(source) }
     }
 

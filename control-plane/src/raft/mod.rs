@@ -21,6 +21,7 @@ mod log_store;
 mod machine;
 mod network;
 mod node;
+mod receiving;
 mod record;
 pub mod runtime;
 mod seed;
@@ -30,6 +31,7 @@ mod status;
 mod stored;
 mod tuning;
 mod types;
+mod watchdog;
 
 pub use self::batcher::{MAX_BATCH_BYTES, MAX_BATCH_COMMANDS};
 pub use self::error::{AdminError, ProposeError, ReadError, StartError, StoreError};

@@ -1,11 +1,10 @@
 //! One server of the replicated control plane: starting, proposing, reading, stopping.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
-use openraft::storage::Snapshot;
 use openraft::{AsyncRuntime, BasicNode};
 use optimus_common::disk::Disk;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,14 +15,16 @@ use super::fatal::Fatal;
 use super::forward::{self, Forwarder, Pause};
 use super::log_store::{LogReader, LogStore, WriterHandle};
 use super::machine::Machine;
-use super::network::{Contacts, Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::network::{Contacts, Pace, Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::receiving::Receiver;
 use super::runtime::Runtime;
 use super::seed::{self, LogEntry};
 use super::snapshots::SnapshotStore;
 use super::state_machine::StateMachine;
 use super::status::Status;
 use super::tuning::Tuning;
-use super::types::{Raft, SnapshotBytes};
+use super::types::Raft;
+use super::watchdog;
 
 /// What a node is made of.
 pub struct RaftConfig<M: Machine> {
@@ -65,6 +66,8 @@ struct Inner<M: Machine> {
     transport: Arc<dyn PeerTransport>,
     contacts: Contacts,
     handler: std::sync::OnceLock<Arc<dyn PeerHandler>>,
+    /// Taken by `shutdown`, so that a stopped node holds the disk no more.
+    receiver: std::sync::Mutex<Option<Arc<Receiver>>>,
     stop: watch::Sender<bool>,
     /// Taken by the first `shutdown`; the others wait for it on this lock.
     parts: tokio::sync::Mutex<Option<Parts>>,
@@ -94,6 +97,7 @@ impl<M: Machine> RaftNode<M> {
         seed::refuse_half_seeded(&*disk)?;
         let (snapshots, newest) = tuning.io.run(move || SnapshotStore::open(snapshot_disk)).await?;
         let snapshots = Arc::new(snapshots);
+        let receiver = Arc::new(Receiver::new(snapshots.disk(), fatal.clone(), tuning.io));
         let (log, writer) = LogStore::open(disk, node_id, snapshots.gate(), fatal.clone(), tuning.io).await?;
 
         let purged = log.bounds().0.map(|id| id.index);
@@ -115,7 +119,10 @@ impl<M: Machine> RaftNode<M> {
             }
         };
         let contacts = Contacts::default();
-        let peers = PeerNetwork { transport: network.clone(), snapshot_ttl: tuning.snapshot_ttl, contacts: contacts.clone() };
+        let (pace, snapshot_ttl) = (Arc::new(Pace::new(tuning.snapshot_rate)), tuning.snapshot_ttl);
+        let (transport, contacts_in) = (network.clone(), contacts.clone());
+        let peers = PeerNetwork { transport, snapshot_ttl, contacts: contacts_in, pace, io: tuning.io, fatal: fatal.clone() };
+        let busy = log.busy();
         let raft = match Raft::new(node_id, settings, peers, log, machine).await {
             Ok(raft) => raft,
             Err(e) => {
@@ -129,7 +136,9 @@ impl<M: Machine> RaftNode<M> {
         let batcher = Batcher::<M> { raft: raft.clone(), queue, stop: stopping.clone(), fatal: fatal.clone(), tuning: tuning.clone() };
         let batcher = Runtime::spawn(batcher.run());
         let (leads_now, leads) = watch::channel(false);
-        let watcher = Runtime::spawn(watch_metrics(raft.clone(), leads_now, stopping, fatal.clone()));
+        let follow = watch_metrics(raft.clone(), leads_now, stopping.clone(), fatal.clone());
+        let guard = watch_core(raft.clone(), busy, receiver.clone(), applied_seen.clone(), stopping, fatal.clone());
+        let watcher = Runtime::spawn(async { _ = tokio::join!(follow, guard) });
         let (forwards, forward_queue) = mpsc::channel(tuning.queue);
         let (reads, read_queue) = mpsc::channel(tuning.queue);
         let (forward_stop, read_stop) = (stop.subscribe(), stop.subscribe());
@@ -148,6 +157,7 @@ impl<M: Machine> RaftNode<M> {
             transport: network,
             contacts,
             handler: std::sync::OnceLock::new(),
+            receiver: std::sync::Mutex::new(Some(receiver)),
             stop,
             parts: tokio::sync::Mutex::new(None),
             membership,
@@ -170,6 +180,11 @@ impl<M: Machine> RaftNode<M> {
             return Err(StartError::Raft(node.reason(e.to_string())));
         }
         Ok(node)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.inner.raft
     }
 
     /// This server's id.
@@ -518,10 +533,10 @@ impl<M: Machine> RaftNode<M> {
                 let answer = raft.vote(request).await.map_err(|e| stopped(e.to_string()))?;
                 Ok(Reply::encode_vote(&answer))
             }
-            Request::Snapshot { vote, snapshot } => {
-                let snapshot = Snapshot { meta: snapshot.meta, snapshot: Box::new(SnapshotBytes(snapshot.content)) };
-                let answer = raft.install_full_snapshot(vote, snapshot).await.map_err(|e| stopped(e.to_string()))?;
-                Ok(Reply::encode_snapshot(&answer))
+            Request::Snapshot { vote, part } => {
+                let receiver = self.inner.receiver.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let receiver = receiver.ok_or_else(|| stopped("it is shutting down".to_owned()))?;
+                receiver.take(raft, vote, part).await
             }
         }
     }
@@ -540,8 +555,25 @@ impl<M: Machine> RaftNode<M> {
         if let Err(e) = self.inner.raft.shutdown().await {
             tracing::error!(error = %e, "openraft did not end well");
         }
+        self.inner.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
         writer.stop().await;
     }
+}
+
+/// Sees to it that openraft's core is alive, and that no half snapshot stays behind.
+async fn watch_core(
+    raft: Raft,
+    busy: impl Fn() -> bool,
+    receiver: Arc<Receiver>,
+    applied: watch::Receiver<u64>,
+    stop: watch::Receiver<bool>,
+    fatal: Fatal,
+) {
+    let ask = || async {
+        let committed = raft.with_raft_state(|state| state.committed.map_or(0, |id| id.index)).await;
+        committed.map_err(|e| e.to_string())
+    };
+    watchdog::watch(ask, busy, applied, || receiver.tick(), stop, fatal).await;
 }
 
 /// Follows openraft's metrics: tells who leads, and notices when its core has died.
