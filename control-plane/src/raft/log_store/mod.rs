@@ -28,6 +28,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::tail::Tail;
 use self::writer::{Done, Op, Writer};
 use super::IoMode;
+use super::clock::Latency;
 use super::error::{StoreError, chain, invalid};
 use super::fatal::Fatal;
 use super::runtime::Runtime;
@@ -53,6 +54,8 @@ pub(crate) struct Shared {
     db: RwLock<Option<Database>>,
     view: Mutex<View>,
     fatal: Fatal,
+    /// How long the flushes take; election timers follow it.
+    flushes: Arc<Latency>,
     /// Whether an append must directly follow the last entry. Always, except in openraft's suite, whose cases append
     /// out of order.
     strict: AtomicBool,
@@ -109,6 +112,13 @@ impl Shared {
 #[derive(Clone)]
 pub(crate) struct LogReader(Arc<Shared>);
 
+impl LogReader {
+    /// The last durable entry, purged or not.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        self.0.view().last
+    }
+}
+
 /// openraft's log store. There is one per node; the readers are clones of [`LogReader`].
 pub(crate) struct LogStore {
     shared: Arc<Shared>,
@@ -159,7 +169,13 @@ impl LogStore {
     ) -> Result<(Self, WriterHandle), StoreError> {
         let (db, opened) = io.run(move || tables::open(&*disk, node)).await?;
         let view = View { vote: opened.vote, purged: opened.purged, last: opened.last, tail: Tail::default() };
-        let shared = Arc::new(Shared { db: RwLock::new(Some(db)), view: Mutex::new(view), fatal, strict: AtomicBool::new(true) });
+        let shared = Arc::new(Shared {
+            db: RwLock::new(Some(db)),
+            view: Mutex::new(view),
+            fatal,
+            flushes: Arc::default(),
+            strict: AtomicBool::new(true),
+        });
         let (queue, waiting) = mpsc::channel(writer::QUEUE);
         let writer = Writer::new(shared.clone(), opened.oldest);
         let mut handle = WriterHandle { queue: queue.clone(), thread: None, task: None };
@@ -176,6 +192,16 @@ impl LogStore {
     #[cfg(test)]
     pub(crate) fn accept_any_order(&self) {
         self.shared.strict.store(false, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// A reader of this log.
+    pub(crate) fn reader(&self) -> LogReader {
+        LogReader(self.shared.clone())
+    }
+
+    /// How long its flushes take.
+    pub(crate) fn flushes(&self) -> Arc<Latency> {
+        self.shared.flushes.clone()
     }
 
     /// Last purged log id and last log id.

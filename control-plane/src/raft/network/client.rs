@@ -10,13 +10,15 @@ use openraft::raft::{AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteR
 use openraft::storage::Snapshot;
 use openraft::{AsyncRuntime, BasicNode, OptionalSend};
 
+use super::super::clock::Clock;
 use super::super::runtime::Runtime;
 use super::super::types::{AppendRequest, Types, Vote};
 use super::wire::{Reply, Request};
 use super::{Peer, PeerError, PeerRpc, PeerTransport, check_append};
 
-/// Pause before a peer that could not be reached is tried again.
-const RETRY: Duration = Duration::from_millis(100);
+/// Pause before a peer that could not be reached is tried again. Short: it is also how long a peer that is back, or whose
+/// message was lost, waits for its next heartbeat.
+const RETRY: Duration = Duration::from_millis(50);
 
 type CallError = RPCError<u64, BasicNode, RaftError<u64>>;
 
@@ -25,6 +27,8 @@ pub(crate) struct PeerNetwork {
     pub transport: Arc<dyn PeerTransport>,
     /// Longest transfer of one snapshot.
     pub snapshot_ttl: Duration,
+    /// Says how long an append or a vote may take.
+    pub clock: Arc<Clock>,
 }
 
 impl RaftNetworkFactory<Types> for PeerNetwork {
@@ -32,7 +36,7 @@ impl RaftNetworkFactory<Types> for PeerNetwork {
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> PeerClient {
         let peer = Peer { id: target, addr: node.addr.clone() };
-        PeerClient { transport: self.transport.clone(), peer, snapshot_ttl: self.snapshot_ttl }
+        PeerClient { transport: self.transport.clone(), peer, snapshot_ttl: self.snapshot_ttl, clock: self.clock.clone() }
     }
 }
 
@@ -40,6 +44,7 @@ pub(crate) struct PeerClient {
     transport: Arc<dyn PeerTransport>,
     peer: Peer,
     snapshot_ttl: Duration,
+    clock: Arc<Clock>,
 }
 
 impl PeerClient {
@@ -56,20 +61,20 @@ fn unreachable(e: PeerError) -> CallError {
 }
 
 impl RaftNetwork<Types> for PeerClient {
-    async fn append_entries(&mut self, rpc: AppendRequest, option: RPCOption) -> Result<AppendEntriesResponse<u64>, CallError> {
+    async fn append_entries(&mut self, rpc: AppendRequest, _: RPCOption) -> Result<AppendEntriesResponse<u64>, CallError> {
         // G3, the sender's side.
         if let Err(refusal) = check_append(&rpc) {
             tracing::warn!(peer = self.peer.id, %refusal, "a stale replication stream was stopped");
             return Err(unreachable(PeerError::Refused(refusal.to_string())));
         }
         let body = Request::encode_append(self.peer.id, &rpc);
-        let answer = self.call(PeerRpc::Append, body, option.hard_ttl()).await;
+        let answer = self.call(PeerRpc::Append, body, self.clock.call_ttl()).await;
         answer.and_then(|b| Reply::decode_append(&b)).map_err(unreachable)
     }
 
-    async fn vote(&mut self, rpc: VoteRequest<u64>, option: RPCOption) -> Result<VoteResponse<u64>, CallError> {
+    async fn vote(&mut self, rpc: VoteRequest<u64>, _: RPCOption) -> Result<VoteResponse<u64>, CallError> {
         let body = Request::encode_vote(self.peer.id, &rpc);
-        let answer = self.call(PeerRpc::Vote, body, option.hard_ttl()).await;
+        let answer = self.call(PeerRpc::Vote, body, self.clock.call_ttl()).await;
         answer.and_then(|b| Reply::decode_vote(&b)).map_err(unreachable)
     }
 
@@ -119,7 +124,8 @@ mod tests {
     #[tokio::test]
     async fn g3_an_append_with_a_hole_is_not_sent() {
         let transport = Arc::new(Counting::default());
-        let mut network = PeerNetwork { transport: transport.clone(), snapshot_ttl: Duration::from_secs(1) };
+        let clock = Arc::new(Clock::new(&crate::raft::Tuning::fast(), Arc::default()));
+        let mut network = PeerNetwork { transport: transport.clone(), snapshot_ttl: Duration::from_secs(1), clock };
         let mut client = network.new_client(2, &BasicNode::default()).await;
         let request = |term, index| AppendRequest {
             vote: Vote::new_committed(5, 1),
