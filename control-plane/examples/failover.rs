@@ -228,8 +228,7 @@ async fn main() -> Result<()> {
     table("hand-over", handed);
     table("death", died);
 
-    let acknowledged: Vec<u64> =
-        acknowledged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter().map(|(_, n)| *n).collect();
+    let acknowledged: Vec<u64> = acknowledged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter().map(|(_, n)| *n).collect();
     let holder = leader(&servers).context("a leader at the end")?;
     let held: std::collections::BTreeSet<u64> = with(&servers, |s| {
         s.get(&holder).map(|s| s.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter().copied().collect())

@@ -4,6 +4,7 @@
 mod cluster;
 mod single;
 mod suite;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
