@@ -226,23 +226,31 @@ async fn a_single_server_has_nobody_to_hand_over_to() {
     node.shutdown().await;
 }
 
-/// Loses every request for a vote that its server sends, as if it died right after it was told to lead.
+/// Loses requests of one kind, to one server or to all (0), while the switch is on.
 #[derive(Debug)]
-struct Mute(Arc<dyn PeerTransport>, Arc<AtomicBool>);
+struct Lossy {
+    end: Arc<dyn PeerTransport>,
+    kind: PeerRpc,
+    to: Arc<AtomicU64>,
+    on: Arc<AtomicBool>,
+}
 
-impl PeerTransport for Mute {
+impl PeerTransport for Lossy {
     fn call(&self, to: Peer, kind: PeerRpc, body: bytes::Bytes, ttl: Duration) -> BoxFuture<'static, Result<bytes::Bytes, PeerError>> {
-        if kind == PeerRpc::Vote && self.1.load(Ordering::Relaxed) {
+        let only = self.to.load(Ordering::Relaxed);
+        if kind == self.kind && self.on.load(Ordering::Relaxed) && (only == 0 || only == to.id) {
             return Box::pin(async { Err(PeerError::Unreachable("lost".to_owned())) });
         }
-        self.0.call(to, kind, body, ttl)
+        self.end.call(to, kind, body, ttl)
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_fails_in_the_middle_leaves_somebody_leading_and_proposals_go_on() {
-    let mute = Arc::new(AtomicBool::new(false));
-    let cluster = Cluster::over(3, Tuning::fast(), |end| Arc::new(Mute(end, mute.clone()))).await;
+    // As if the target died right after it was told to lead: its requests for votes are lost.
+    let (mute, to) = (Arc::new(AtomicBool::new(false)), Arc::default());
+    let lossy = |end| -> Arc<dyn PeerTransport> { Arc::new(Lossy { end, kind: PeerRpc::Vote, to: Arc::clone(&to), on: mute.clone() }) };
+    let cluster = Cluster::over(3, Tuning::fast(), lossy).await;
     let load = Load::start(&cluster.nodes);
     load.more(10).await;
     let old = cluster.leader().await;
@@ -305,6 +313,28 @@ async fn a_server_that_was_cut_off_does_not_disturb_the_leader() {
     }
     cluster.network.heal();
     eventually("it is back", || cluster.nodes[&away].1.lock().unwrap().1.values.get("n") == Some(&n)).await;
+    assert_eq!((cluster.leader().await, cluster.term()), (leader, term), "no election");
+    cluster.stop().await;
+}
+
+/// The others hear the leader and say so when they are asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_alone_misses_the_leader_gets_no_pre_vote() {
+    let (on, to) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let lossy = |end| -> Arc<dyn PeerTransport> { Arc::new(Lossy { end, kind: PeerRpc::Append, to: to.clone(), on: on.clone() }) };
+    let cluster = Cluster::over(3, Tuning::fast(), lossy).await;
+    let (leader, term) = (cluster.leader().await, cluster.term());
+    let deaf = (1..=3).find(|id| *id != leader).unwrap();
+    to.store(deaf, Ordering::Relaxed);
+    on.store(true, Ordering::Relaxed);
+    let started = Instant::now();
+    let mut n = 0;
+    while started.elapsed() < Duration::from_secs(2) {
+        n += 1;
+        cluster.node(leader).propose(set("n", n)).await.unwrap();
+    }
+    on.store(false, Ordering::Relaxed);
+    assert_eq!(cluster.converged().await.values["n"], n);
     assert_eq!((cluster.leader().await, cluster.term()), (leader, term), "no election");
     cluster.stop().await;
 }
