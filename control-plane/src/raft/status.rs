@@ -54,12 +54,19 @@ pub struct Status {
     pub election_timeout_ms: u64,
     /// 99 of 100 recent flushes of this server's log took at most this many milliseconds.
     pub append_p99_ms: u64,
+    /// Milliseconds since each other member last answered this server. Only the leader asks them all.
+    pub contact_age_ms: BTreeMap<u64, u64>,
     /// Why this server must stop, if it must.
     pub fatal: Option<String>,
 }
 
 impl Status {
-    pub(crate) fn new(m: &RaftMetrics<u64, openraft::BasicNode>, clock: &Clock, fatal: Option<String>) -> Self {
+    pub(crate) fn new(
+        m: &RaftMetrics<u64, openraft::BasicNode>,
+        contact_age_ms: BTreeMap<u64, u64>,
+        clock: &Clock,
+        fatal: Option<String>,
+    ) -> Self {
         let membership = m.membership_config.membership();
         let role = match m.state {
             ServerState::Learner => Role::Learner,
@@ -85,6 +92,7 @@ impl Status {
             quorum_age_ms: m.millis_since_quorum_ack,
             election_timeout_ms: ms(clock.timeout_max()),
             append_p99_ms: ms(clock.latency.p99()),
+            contact_age_ms,
             fatal,
         }
     }
