@@ -6,6 +6,7 @@ mod forward;
 mod seed;
 mod single;
 mod suite;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
