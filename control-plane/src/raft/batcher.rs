@@ -22,7 +22,7 @@ pub const MAX_BATCH_COMMANDS: usize = 512;
 /// Most encoded bytes in one log entry.
 pub const MAX_BATCH_BYTES: usize = 1 << 20;
 
-type Outcome<A> = Result<(u64, Vec<A>), ProposeError>;
+pub(crate) type Outcome<A> = Result<(u64, Vec<A>), ProposeError>;
 
 /// Encoded commands that stay together, and who waits for their answers.
 pub(crate) struct Proposal<A> {
@@ -31,7 +31,7 @@ pub(crate) struct Proposal<A> {
 }
 
 impl<A> Proposal<A> {
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.commands.iter().map(|c| c.0.len()).sum()
     }
 }
@@ -132,7 +132,9 @@ impl<M: Machine> Batcher<M> {
 
     fn explain(&self, e: RaftError<u64, ClientWriteError<u64, openraft::BasicNode>>) -> ProposeError {
         match e {
-            RaftError::APIError(ClientWriteError::ForwardToLeader(f)) => ProposeError::NoLeader { leader: f.leader_id },
+            // openraft says so before it appends, and also when a new leader has cut the entry off this log; then another
+            // server may still hold it and win the next election.
+            RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => ProposeError::Unknown,
             RaftError::APIError(ClientWriteError::ChangeMembershipError(e)) => ProposeError::Fatal(e.to_string()),
             RaftError::Fatal(RaftFatal::Stopped) => match self.fatal.get() {
                 Some(reason) => ProposeError::Fatal(reason),
@@ -144,7 +146,7 @@ impl<M: Machine> Batcher<M> {
 }
 
 /// Takes as many whole proposals from the front as fit one entry, at least one.
-fn next_batch<A>(waiting: &mut VecDeque<Proposal<A>>) -> Vec<Proposal<A>> {
+pub(crate) fn next_batch<A>(waiting: &mut VecDeque<Proposal<A>>) -> Vec<Proposal<A>> {
     let (mut commands, mut bytes) = (0, 0);
     let fits = |p: &Proposal<A>| {
         commands += p.commands.len();
@@ -164,7 +166,7 @@ fn fan_out<A>(index: u64, batch: Vec<Proposal<A>>, answers: Vec<A>) {
     }
 }
 
-fn answer_all<A>(batch: Vec<Proposal<A>>, error: &ProposeError) {
+pub(crate) fn answer_all<A>(batch: Vec<Proposal<A>>, error: &ProposeError) {
     for proposal in batch {
         let _ = proposal.reply.send(Err(error.clone()));
     }

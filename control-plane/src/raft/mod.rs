@@ -16,11 +16,14 @@
 mod batcher;
 mod error;
 mod fatal;
+mod forward;
 mod log_store;
 mod machine;
 mod network;
 mod node;
+mod read_index;
 mod record;
+mod route;
 pub mod runtime;
 mod snapshots;
 mod state_machine;
@@ -34,6 +37,7 @@ pub use self::error::{AdminError, ProposeError, ReadError, StartError, StoreErro
 pub use self::machine::{Capture, Machine};
 pub use self::network::{MemoryNetwork, NoPeers, Peer, PeerError, PeerHandler, PeerRpc, PeerTransport, Refusal, check_append};
 pub use self::node::{RaftConfig, RaftNode};
+pub use self::route::Traffic;
 pub use self::status::{Role, Status};
 pub use self::tuning::{IoMode, Tuning};
 

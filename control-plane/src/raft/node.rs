@@ -4,18 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
+use openraft::error::{ClientWriteError, InitializeError, RaftError};
+use openraft::raft::AppendEntriesResponse;
 use openraft::storage::Snapshot;
 use openraft::{AsyncRuntime, BasicNode};
 use optimus_common::disk::Disk;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
-use super::batcher::{self, Batcher, Proposal};
+use super::batcher::{self, Batcher};
 use super::error::{AdminError, ProposeError, ReadError, StartError};
 use super::fatal::Fatal;
+use super::forward::{Forwarder, Proposer};
 use super::log_store::{LogStore, WriterHandle};
 use super::machine::Machine;
 use super::network::{Contacts, Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::read_index::{Reader, Rounds};
+use super::route::{Compass, Counters, Heard, Jitter, Patience, Traffic};
 use super::runtime::Runtime;
 use super::snapshots::SnapshotStore;
 use super::state_machine::StateMachine;
@@ -51,7 +55,9 @@ impl<M: Machine> Clone for RaftNode<M> {
 struct Inner<M: Machine> {
     id: u64,
     raft: Raft,
-    proposals: mpsc::Sender<Proposal<M::Answer>>,
+    proposer: Proposer<M>,
+    reader: Reader,
+    heard: Heard,
     applied: watch::Receiver<u64>,
     leads: watch::Receiver<bool>,
     fatal: Fatal,
@@ -68,6 +74,8 @@ struct Inner<M: Machine> {
 
 struct Parts {
     batcher: tokio::task::JoinHandle<()>,
+    forwarder: tokio::task::JoinHandle<()>,
+    rounds: tokio::task::JoinHandle<()>,
     watcher: tokio::task::JoinHandle<()>,
     writer: WriterHandle,
 }
@@ -120,14 +128,50 @@ impl<M: Machine> RaftNode<M> {
         let (proposals, queue) = mpsc::channel(tuning.queue);
         let batcher = Batcher::<M> { raft: raft.clone(), queue, stop: stopping.clone(), fatal: fatal.clone(), tuning: tuning.clone() };
         let batcher = Runtime::spawn(batcher.run());
+
+        let compass = Compass { id: node_id, raft: raft.clone(), transport: network.clone() };
+        let (jitter, counters) = (Arc::new(Jitter::new()), Arc::new(Counters::default()));
+        let (away, queue) = mpsc::channel(tuning.queue);
+        let forwarder = Forwarder::<M> {
+            compass: compass.clone(),
+            queue,
+            stop: stopping.clone(),
+            tuning: tuning.clone(),
+            counters: counters.clone(),
+            hint: None,
+        };
+        let forwarder = Runtime::spawn(forwarder.run());
+        let (asks, asked) = mpsc::channel(tuning.queue);
+        let rounds = Rounds {
+            compass: compass.clone(),
+            asks: asked,
+            stop: stopping.clone(),
+            tuning: tuning.clone(),
+            fatal: fatal.clone(),
+            counters: counters.clone(),
+        };
+        let rounds = Runtime::spawn(rounds.run());
+        let proposer = Proposer {
+            compass: compass.clone(),
+            here: proposals,
+            away,
+            tuning: tuning.clone(),
+            fatal: fatal.clone(),
+            jitter: jitter.clone(),
+            counters: counters.clone(),
+        };
+        let reader = Reader { compass, asks, fatal: fatal.clone(), jitter, counters };
+
         let (leads_now, leads) = watch::channel(false);
         let watcher = Runtime::spawn(watch_metrics(raft.clone(), leads_now, stopping, fatal.clone()));
-        let parts = tokio::sync::Mutex::new(Some(Parts { batcher, watcher, writer }));
+        let parts = tokio::sync::Mutex::new(Some(Parts { batcher, forwarder, rounds, watcher, writer }));
         let membership = tokio::sync::Mutex::new(());
         let inner = Inner {
             id: node_id,
             raft,
-            proposals,
+            proposer,
+            reader,
+            heard: Heard::default(),
             applied: applied_seen,
             leads,
             fatal,
@@ -184,14 +228,13 @@ impl<M: Machine> RaftNode<M> {
 
     /// Replicates one command and gives its log index and answer once it is durable on a quorum and applied here.
     ///
+    /// A server that does not lead has the leader propose it, and tries again while that is harmless: for twice the
+    /// patience at most, without a leader for three seconds.
+    ///
     /// # Errors
     /// See [`ProposeError`] for which of them leave the outcome unknown.
     pub async fn propose(&self, command: M::Command) -> Result<(u64, M::Answer), ProposeError> {
-        let (index, mut answers) = self.propose_many(vec![command]).await?;
-        match answers.pop() {
-            Some(answer) => Ok((index, answer)),
-            None => Err(ProposeError::Fatal("a command came back without an answer".to_owned())),
-        }
+        single(self.propose_many(vec![command]).await?)
     }
 
     /// Replicates commands that stay together, in order, in one log entry (all or none of them are applied).
@@ -200,50 +243,46 @@ impl<M: Machine> RaftNode<M> {
     /// [`ProposeError::TooLarge`] above [`MAX_BATCH_COMMANDS`](super::MAX_BATCH_COMMANDS) or
     /// [`MAX_BATCH_BYTES`](super::MAX_BATCH_BYTES); otherwise as [`propose`](Self::propose).
     pub async fn propose_many(&self, commands: Vec<M::Command>) -> Result<(u64, Vec<M::Answer>), ProposeError> {
-        let commands = batcher::encode::<M>(&commands)?;
-        if commands.is_empty() {
+        let retry_safe = commands.iter().all(M::retry_safe);
+        let encoded = batcher::encode::<M>(&commands)?;
+        if encoded.is_empty() {
             return Ok((*self.inner.applied.borrow(), Vec::new()));
         }
-        let (reply, answer) = oneshot::channel();
-        self.inner.proposals.try_send(Proposal { commands, reply }).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => self.stopped(),
-        })?;
-        answer.await.unwrap_or_else(|_| Err(self.stopped()))
+        let (index, answers, elsewhere) = self.inner.proposer.propose(encoded, retry_safe).await?;
+        // Whoever reads this server next shall see what it wrote. It is committed in any case.
+        if elsewhere && let Err(error) = self.wait_applied(index).await {
+            tracing::warn!(index, %error, "answering a proposal before this server has applied it");
+        }
+        Ok((index, answers))
     }
 
-    fn stopped(&self) -> ProposeError {
-        self.inner.fatal.get().map_or(ProposeError::Stopped, ProposeError::Fatal)
+    /// Like [`propose`](Self::propose), on this server only: what a leader has decided is void once it leads no more.
+    ///
+    /// # Errors
+    /// [`ProposeError::NoLeader`] at once when this server does not lead.
+    pub async fn propose_here(&self, command: M::Command) -> Result<(u64, M::Answer), ProposeError> {
+        let encoded = batcher::encode::<M>(&[command])?;
+        single(self.inner.proposer.propose_here(encoded).await?)
     }
 
-    /// Confirms with a quorum that this server leads and waits until its state holds every write acknowledged before the
-    /// call, anywhere. Gives that index.
+    /// Waits until this server's state holds every write acknowledged before the call, anywhere, and gives that index.
+    /// The leader confirms with a quorum that it leads; another server asks it to, for as long as the patience lasts.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub async fn linearizable(&self) -> Result<u64, ReadError> {
-        let index = self.read_index().await?;
-        self.wait_applied(index).await?;
-        Ok(index)
+        let mut patience = Patience::new(&self.inner.tuning, self.inner.tuning.patience);
+        let index = self.inner.reader.anywhere(&mut patience).await?;
+        let applied = Runtime::timeout(patience.left(), self.wait_applied(index)).await;
+        applied.unwrap_or(Err(ReadError::Timeout)).map(|()| index)
     }
 
-    /// Like [`linearizable`](Self::linearizable), without waiting for this server's own state: a follower asks the leader
-    /// for it, waits with [`wait_applied`](Self::wait_applied), and then reads its own state.
+    /// The index a linearizable read must have seen, confirmed by this server with a quorum.
     ///
     /// # Errors
-    /// See [`ReadError`].
+    /// [`ReadError::NoLeader`] at once when this server does not lead.
     pub async fn read_index(&self) -> Result<u64, ReadError> {
-        match self.inner.tuning.patiently(self.inner.raft.get_read_log_id()).await {
-            None => Err(ReadError::Timeout),
-            Some(Ok((read, _))) => Ok(read.map_or(0, |id| id.index)),
-            Some(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(f)))) => Err(ReadError::NoLeader { leader: f.leader_id }),
-            Some(Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_)))) => Err(ReadError::NoLeader { leader: None }),
-            Some(Err(RaftError::Fatal(e))) => Err(match self.inner.fatal.get() {
-                Some(reason) => ReadError::Fatal(reason),
-                None if matches!(e, openraft::error::Fatal::Stopped) => ReadError::Stopped,
-                None => ReadError::Fatal(e.to_string()),
-            }),
-        }
+        self.inner.reader.here().await
     }
 
     /// Waits until this server's state has reached `index`.
@@ -265,7 +304,13 @@ impl<M: Machine> RaftNode<M> {
 
     /// Where this node stands.
     pub fn status(&self) -> Status {
-        Status::new(&self.inner.raft.metrics().borrow(), self.inner.contacts.ages_ms(), self.inner.fatal.get())
+        let heard = self.inner.heard.age_ms();
+        Status::new(&self.inner.raft.metrics().borrow(), heard, self.inner.contacts.ages_ms(), self.inner.fatal.get())
+    }
+
+    /// What went between this server and the leader.
+    pub fn traffic(&self) -> Traffic {
+        self.inner.reader.counters.now()
     }
 
     /// Index up to which the published state reaches.
@@ -397,6 +442,11 @@ impl<M: Machine> RaftNode<M> {
             let handler = self.inner.handler.get().ok_or_else(|| PeerError::Refused("this server is still starting".to_owned()))?;
             return handler.handle(from, kind, body).await;
         }
+        match kind {
+            PeerRpc::Propose => return self.inner.proposer.serve(from, &body).await,
+            PeerRpc::ReadIndex => return self.inner.reader.serve(from, &body).await,
+            _ => {}
+        }
         let raft = &self.inner.raft;
         let stopped = |e: String| PeerError::Stopped(e);
         match Request::decode(self.inner.id, from, kind, &body)? {
@@ -404,6 +454,9 @@ impl<M: Machine> RaftNode<M> {
                 // G3, the receiver's side.
                 check_append(&request).map_err(|refusal| PeerError::Refused(refusal.to_string()))?;
                 let answer = raft.append_entries(request).await.map_err(|e| stopped(e.to_string()))?;
+                if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+                    self.inner.heard.now();
+                }
                 Ok(Reply::encode_append(&answer))
             }
             Request::Vote(request) => {
@@ -423,8 +476,8 @@ impl<M: Machine> RaftNode<M> {
     pub async fn shutdown(&self) {
         self.inner.stop.send_replace(true);
         let mut parts = self.inner.parts.lock().await;
-        let Some(Parts { batcher, watcher, writer }) = parts.take() else { return };
-        for (name, task) in [("batcher", batcher), ("watcher", watcher)] {
+        let Some(Parts { batcher, forwarder, rounds, watcher, writer }) = parts.take() else { return };
+        for (name, task) in [("forwarder", forwarder), ("rounds", rounds), ("batcher", batcher), ("watcher", watcher)] {
             if let Err(e) = task.await {
                 tracing::error!(task = name, error = %e, "a raft task did not end well");
             }
@@ -433,6 +486,13 @@ impl<M: Machine> RaftNode<M> {
             tracing::error!(error = %e, "openraft did not end well");
         }
         writer.stop().await;
+    }
+}
+
+fn single<A>((index, mut answers): (u64, Vec<A>)) -> Result<(u64, A), ProposeError> {
+    match answers.pop() {
+        Some(answer) => Ok((index, answer)),
+        None => Err(ProposeError::Fatal("a command came back without an answer".to_owned())),
     }
 }
 

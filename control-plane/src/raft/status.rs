@@ -48,6 +48,9 @@ pub struct Status {
     pub replicated: BTreeMap<u64, Option<u64>>,
     /// On the leader: milliseconds since a quorum last confirmed it.
     pub quorum_age_ms: Option<u64>,
+    /// Milliseconds since this server last heard the leader; on the leader, since a quorum last confirmed it. At most this
+    /// old is what a read without confirmation sees, but for what this server has received and not yet applied.
+    pub leader_age_ms: Option<u64>,
     /// Milliseconds since each other member last answered this server. Only the leader asks them all.
     pub contact_age_ms: BTreeMap<u64, u64>,
     /// Why this server must stop, if it must.
@@ -55,7 +58,12 @@ pub struct Status {
 }
 
 impl Status {
-    pub(crate) fn new(m: &RaftMetrics<u64, openraft::BasicNode>, contact_age_ms: BTreeMap<u64, u64>, fatal: Option<String>) -> Self {
+    pub(crate) fn new(
+        m: &RaftMetrics<u64, openraft::BasicNode>,
+        heard_ms: Option<u64>,
+        contact_age_ms: BTreeMap<u64, u64>,
+        fatal: Option<String>,
+    ) -> Self {
         let membership = m.membership_config.membership();
         let role = match m.state {
             ServerState::Learner => Role::Learner,
@@ -63,6 +71,13 @@ impl Status {
             ServerState::Candidate => Role::Candidate,
             ServerState::Leader => Role::Leader,
             ServerState::Shutdown => Role::Stopped,
+        };
+        let leader_age_ms = if m.current_leader != Some(m.id) {
+            heard_ms
+        } else if membership.voter_ids().eq([m.id]) {
+            Some(0)
+        } else {
+            m.millis_since_quorum_ack
         };
         let index = |id: &openraft::LogId<u64>| id.index;
         Self {
@@ -78,6 +93,7 @@ impl Status {
             members: membership.nodes().map(|(id, n)| (*id, n.addr.clone())).collect(),
             replicated: m.replication.iter().flatten().map(|(id, at)| (*id, at.as_ref().map(index))).collect(),
             quorum_age_ms: m.millis_since_quorum_ack,
+            leader_age_ms,
             contact_age_ms,
             fatal,
         }
