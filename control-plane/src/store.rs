@@ -103,8 +103,13 @@ impl Store {
 
     /// The state, not older than any write acknowledged before the call.
     pub async fn read(&self) -> Result<State, ProposeError> {
-        self.consensus.linearizable().await?;
+        self.confirm().await?;
         Ok(self.consensus.state())
+    }
+
+    /// Resolves when [`Store::state`] is not older than any write acknowledged before the call.
+    pub async fn confirm(&self) -> Result<(), ProposeError> {
+        self.consensus.linearizable().await
     }
 
     pub fn status(&self) -> ConsensusStatus {

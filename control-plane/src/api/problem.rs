@@ -93,6 +93,9 @@ impl ApiError {
     pub fn overloaded(detail: impl Into<String>) -> Self {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::OVERLOADED, detail).retry(RETRY_DEFAULT)
     }
+    pub fn behind(detail: impl Into<String>) -> Self {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::BEHIND, detail).retry(RETRY_DEFAULT)
+    }
     pub fn host_not_allowed(detail: impl Into<String>) -> Self {
         ApiError::new(StatusCode::FORBIDDEN, code::HOST_NOT_ALLOWED, detail)
     }

@@ -10,15 +10,15 @@ use super::super::types::{AppendRequest, Vote};
 use super::super::{MemoryNetwork, PeerError, PeerRpc, ProposeError, ReadError, Role};
 use super::*;
 
-struct Cluster {
-    network: MemoryNetwork,
+pub(super) struct Cluster {
+    pub network: MemoryNetwork,
     disks: BTreeMap<u64, MemDisk>,
-    nodes: BTreeMap<u64, (Node, Seen)>,
+    pub nodes: BTreeMap<u64, (Node, Seen)>,
     tuning: Tuning,
 }
 
 impl Cluster {
-    async fn found(tuning: Tuning) -> Self {
+    pub async fn found(tuning: Tuning) -> Self {
         let mut cluster = Self { network: MemoryNetwork::new(), disks: BTreeMap::new(), nodes: BTreeMap::new(), tuning };
         for id in 1..=3 {
             cluster.disks.insert(id, MemDisk::new());
@@ -29,14 +29,14 @@ impl Cluster {
         cluster
     }
 
-    async fn start(&mut self, id: u64) {
+    pub async fn start(&mut self, id: u64) {
         let (node, seen) = start(id, self.disks[&id].clone(), self.tuning.clone(), self.network.transport(id)).await.unwrap();
         self.network.connect(&node);
         self.nodes.insert(id, (node, seen));
     }
 
     /// Ends a server as a power cut does: what was not flushed is gone.
-    async fn kill(&mut self, id: u64) {
+    pub async fn kill(&mut self, id: u64) {
         self.network.disconnect(id);
         self.disks[&id].crash(Crash::LoseAll);
         let (node, _) = self.nodes.remove(&id).unwrap();
@@ -44,7 +44,7 @@ impl Cluster {
     }
 
     /// The server that leads and is followed by a majority of those that run.
-    async fn leader(&self) -> u64 {
+    pub async fn leader(&self) -> u64 {
         let mut found = None;
         eventually("a leader", || {
             found = self.nodes.iter().find(|(id, (n, _))| n.status().role == Role::Leader && self.followed(**id)).map(|(id, _)| *id);
@@ -74,7 +74,7 @@ impl Cluster {
         }
     }
 
-    async fn converged(&self) -> State {
+    pub async fn converged(&self) -> State {
         eventually("all servers hold the same", || {
             let states: Vec<_> = self.nodes.values().map(|(_, s)| s.lock().unwrap().clone()).collect();
             states.windows(2).all(|w| w[0] == w[1])
@@ -83,7 +83,7 @@ impl Cluster {
         self.nodes.values().next().unwrap().1.lock().unwrap().1.clone()
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         for (id, (node, _)) in &self.nodes {
             self.network.disconnect(*id);
             node.shutdown().await;
