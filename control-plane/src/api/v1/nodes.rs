@@ -76,6 +76,6 @@ pub(crate) async fn get_node(ctx: Ctx) -> Result<Response, ApiError> {
     responses((status = 200, body = ActionAnswer)))]
 pub(crate) async fn remove_node(mut ctx: Ctx) -> Result<Response, ApiError> {
     let bytes = actions::no_body(&mut ctx).await?;
-    let node = find(&ctx.read(None).await?, ctx.param("node")?)?.id;
+    let node = find(&ctx.read(Freshness::default()).await?, ctx.param("node")?)?.id;
     actions::act(ctx, &bytes, Command::RemoveNode { node }).await
 }
