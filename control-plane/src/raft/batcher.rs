@@ -96,6 +96,8 @@ impl<M: Machine> Batcher<M> {
             biased;
             written = self.tuning.patiently(self.raft.client_write(Batch(Arc::new(commands)))) => written,
             _ = stop.wait_for(|s| *s) => return answer_all(batch, &ProposeError::Stopped),
+            // openraft 0.9.25 drops no proposal when the task of the state machine dies; it would wait out the patience.
+            reason = self.fatal.wait() => return answer_all(batch, &ProposeError::Fatal(reason)),
         };
         let response = match written {
             None => return answer_all(batch, &ProposeError::Timeout),

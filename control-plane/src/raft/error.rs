@@ -9,6 +9,9 @@ use super::record::Damage;
 const ADVICE: &str = "do not delete the file: replace this server (remove it from the cluster, wipe its directory, join it under a new id), \
                       or restore a single server from its newest backup";
 
+/// Free space a server asks for after its disk was full, in bytes: room for the log to grow by some snapshots' worth.
+const ROOM: u64 = 256 << 20;
+
 /// The durable store failed or is damaged.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -35,6 +38,17 @@ pub enum StoreError {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// The disk is full.
+    #[error(
+        "no space left on the disk to {operation} {file}: nothing acknowledged is lost; free at least {} MiB on the file system of the data directory, then start this server again",
+        ROOM >> 20
+    )]
+    Full {
+        /// What was tried.
+        operation: &'static str,
+        /// File below the data directory.
+        file: String,
+    },
     /// The store belongs to another server.
     #[error("{file} belongs to server {owner}, this is server {asked}; give each server its own directory and never reuse a server id")]
     WrongOwner {
@@ -51,6 +65,18 @@ pub enum StoreError {
         /// File below the data directory.
         file: String,
     },
+    /// A restore or recovery into this store did not finish.
+    #[error("a restore into this directory did not finish ({file} is still there): remove the directory and restore again")]
+    HalfSeeded {
+        /// The mark it left.
+        file: String,
+    },
+    /// A store must not be made where there is one.
+    #[error("there is a store already: {file} exists")]
+    NotEmpty {
+        /// What was found.
+        file: String,
+    },
     /// An earlier failure stopped the store.
     #[error("the store has stopped: {0}")]
     Stopped(String),
@@ -58,6 +84,14 @@ pub enum StoreError {
 
 impl StoreError {
     pub(crate) fn io(operation: &'static str, file: &str, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let cause: &dyn std::any::Any = &source;
+        let kind = match cause.downcast_ref::<redb::Error>() {
+            Some(redb::Error::Io(e)) => Some(e.kind()),
+            _ => cause.downcast_ref::<io::Error>().map(io::Error::kind),
+        };
+        if matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
+            return Self::Full { operation, file: file.to_owned() };
+        }
         Self::Io { operation, file: file.to_owned(), source: Arc::new(source) }
     }
 

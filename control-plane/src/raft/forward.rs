@@ -3,16 +3,19 @@
 //! ```text
 //! propose --> leads? --> batcher
 //!               | no
-//!               +--> queue --> one request in flight, the others gather --> leader: its batcher, never further
+//!               +--> queue --> few requests in flight, the others gather --> leader: its batcher, never further
 //! ```
 //! A proposal is sent again only when the first one was certainly not taken, or when a second one has no second effect
 //! ([`Machine::retry_safe`]). Otherwise its outcome is unknown, and its proposer is told so.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use openraft::AsyncRuntime;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -30,6 +33,10 @@ use super::types::Blob;
 /// Proposers' patience, in patiences of one entry: a leader may be lost while it has the proposal, then there is time for
 /// the next one.
 const TRIES: u32 = 2;
+
+/// Requests to the leader under way at once: one whose entry is being written, and the next, so that the leader need not
+/// wait for it. More would only make the batches smaller.
+const IN_FLIGHT: usize = 2;
 
 /// Where a proposal ended: its index, its answers, and whether another server committed it.
 pub(crate) type Committed<A> = (u64, Vec<A>, bool);
@@ -174,15 +181,11 @@ fn check_bounds(groups: &[Vec<Blob>]) -> Result<(), String> {
     }
 }
 
-/// The task that carries proposals to the leader, one request at a time.
+/// The task that carries proposals to the leader.
 pub(crate) struct Forwarder<M: Machine> {
-    pub compass: Compass,
+    pub carrier: Carrier,
     pub queue: mpsc::Receiver<Proposal<M::Answer>>,
     pub stop: watch::Receiver<bool>,
-    pub tuning: Arc<Tuning>,
-    pub counters: Arc<Counters>,
-    /// Who leads by the word of the server asked last, for the next request only.
-    pub hint: Option<u64>,
 }
 
 impl<M: Machine> Forwarder<M> {
@@ -197,27 +200,49 @@ impl<M: Machine> Forwarder<M> {
     }
 
     async fn carry(&mut self) {
-        let mut waiting = VecDeque::new();
+        let mut waiting: VecDeque<Proposal<M::Answer>> = VecDeque::new();
         let mut taken = Vec::with_capacity(MAX_BATCH_COMMANDS);
+        let mut flying = FuturesUnordered::new();
         loop {
             // Whoever has given up shall not have it proposed after all.
-            waiting.retain(|p: &Proposal<M::Answer>| !p.reply.is_closed());
-            if waiting.is_empty() {
-                if self.queue.recv_many(&mut taken, MAX_BATCH_COMMANDS).await == 0 {
-                    return;
-                }
-                waiting.extend(taken.drain(..));
+            waiting.retain(|p| !p.reply.is_closed());
+            if !waiting.is_empty() && flying.len() < IN_FLIGHT {
+                flying.push(self.carrier.carry::<M>(batcher::next_batch(&mut waiting)));
                 continue;
             }
-            let batch = batcher::next_batch(&mut waiting);
-            self.send(batch).await;
+            tokio::select! {
+                biased;
+                Some(()) = flying.next(), if !flying.is_empty() => {}
+                n = self.queue.recv_many(&mut taken, MAX_BATCH_COMMANDS), if waiting.is_empty() => {
+                    if n == 0 {
+                        return;
+                    }
+                    waiting.extend(taken.drain(..));
+                }
+            }
         }
     }
+}
 
-    async fn send(&mut self, batch: Vec<Proposal<M::Answer>>) {
+/// Sends requests to the leader.
+pub(crate) struct Carrier {
+    compass: Compass,
+    tuning: Arc<Tuning>,
+    counters: Arc<Counters>,
+    /// Who leads by the word of the server asked last, for the next request only; 0 for nobody.
+    hint: AtomicU64,
+}
+
+impl Carrier {
+    pub(crate) fn new(compass: Compass, tuning: Arc<Tuning>, counters: Arc<Counters>) -> Self {
+        Self { compass, tuning, counters, hint: AtomicU64::new(0) }
+    }
+
+    /// Takes one batch to the leader and gives each proposer what came of it.
+    async fn carry<M: Machine>(&self, batch: Vec<Proposal<M::Answer>>) {
         let known = self.compass.leader();
-        let target = self.hint.take().or(known);
-        let Some(peer) = target.and_then(|id| self.compass.peer(id)) else {
+        let hint = Some(self.hint.swap(0, Ordering::Relaxed)).filter(|id| *id != 0);
+        let Some(peer) = hint.or(known).and_then(|id| self.compass.peer(id)) else {
             return batcher::answer_all(batch, &ProposeError::NoLeader { leader: known });
         };
         Counters::add(&self.counters.forwards, 1);
@@ -229,9 +254,12 @@ impl<M: Machine> Forwarder<M> {
             Ok(body) => match forwarded::decode_taken(&body).filter(|groups| groups.len() == batch.len()) {
                 Some(groups) => {
                     for (proposal, taken) in batch.into_iter().zip(groups) {
-                        if let Taken::NotLeader { leader } = &taken {
-                            // Heartbeats have told us no better: try the one it names, once.
-                            self.hint = leader.filter(|l| *l != asked && *l != self.compass.id && known == Some(asked));
+                        // Heartbeats have told us no better than what was wrong: try the one it names, once.
+                        if let Taken::NotLeader { leader: Some(leader) } = &taken
+                            && ![asked, self.compass.id].contains(leader)
+                            && known == Some(asked)
+                        {
+                            self.hint.store(*leader, Ordering::Relaxed);
                         }
                         let outcome = outcome::<M>(taken, proposal.commands.len());
                         let _ = proposal.reply.send(outcome); // a proposer that went away does not need its answer
@@ -244,9 +272,9 @@ impl<M: Machine> Forwarder<M> {
                 }
             },
             Err(PeerError::NotSent(_)) => ProposeError::NoLeader { leader: known },
-            Err(PeerError::Refused(reason)) => ProposeError::Refused(reason),
             Err(PeerError::Timeout) => ProposeError::Timeout,
-            Err(PeerError::Unreachable(_) | PeerError::Stopped(_)) => ProposeError::Unknown,
+            // A refusal as well: it may be the answer that could not be sent.
+            Err(PeerError::Unreachable(_) | PeerError::Stopped(_) | PeerError::Refused(_)) => ProposeError::Unknown,
         };
         tracing::debug!(peer = asked, %error, "proposals were not forwarded");
         batcher::answer_all(batch, &error);

@@ -22,15 +22,18 @@ mod machine;
 mod network;
 mod node;
 mod read_index;
+mod receiving;
 mod record;
 mod route;
 pub mod runtime;
+mod seed;
 mod snapshots;
 mod state_machine;
 mod status;
 mod stored;
 mod tuning;
 mod types;
+mod watchdog;
 
 pub use self::batcher::{MAX_BATCH_BYTES, MAX_BATCH_COMMANDS};
 pub use self::error::{AdminError, ProposeError, ReadError, StartError, StoreError};
@@ -38,6 +41,7 @@ pub use self::machine::{Capture, Machine};
 pub use self::network::{MemoryNetwork, NoPeers, Peer, PeerError, PeerHandler, PeerRpc, PeerTransport, Refusal, check_append};
 pub use self::node::{RaftConfig, RaftNode};
 pub use self::route::Traffic;
+pub use self::seed::{LogEntry, SalvageError, Salvaged, Seed, owner, salvage, seed};
 pub use self::status::{Role, Status};
 pub use self::tuning::{IoMode, Tuning};
 

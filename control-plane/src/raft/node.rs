@@ -1,31 +1,33 @@
 //! One server of the replicated control plane: starting, proposing, reading, stopping.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use openraft::error::{ClientWriteError, InitializeError, RaftError};
 use openraft::raft::AppendEntriesResponse;
-use openraft::storage::Snapshot;
 use openraft::{AsyncRuntime, BasicNode};
 use optimus_common::disk::Disk;
 use tokio::sync::{mpsc, watch};
 
 use super::batcher::{self, Batcher};
-use super::error::{AdminError, ProposeError, ReadError, StartError};
+use super::error::{AdminError, ProposeError, ReadError, StartError, StoreError};
 use super::fatal::Fatal;
-use super::forward::{Forwarder, Proposer};
-use super::log_store::{LogStore, WriterHandle};
+use super::forward::{Carrier, Forwarder, Proposer};
+use super::log_store::{LogReader, LogStore, WriterHandle};
 use super::machine::Machine;
-use super::network::{Contacts, Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::network::{Contacts, Pace, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
 use super::read_index::{Reader, Rounds};
+use super::receiving::Receiver;
 use super::route::{Compass, Counters, Heard, Jitter, Patience, Traffic};
 use super::runtime::Runtime;
+use super::seed::{self, LogEntry};
 use super::snapshots::SnapshotStore;
 use super::state_machine::StateMachine;
 use super::status::Status;
 use super::tuning::Tuning;
-use super::types::{Raft, SnapshotBytes};
+use super::types::Raft;
+use super::watchdog;
 
 /// What a node is made of.
 pub struct RaftConfig<M: Machine> {
@@ -55,6 +57,7 @@ impl<M: Machine> Clone for RaftNode<M> {
 struct Inner<M: Machine> {
     id: u64,
     raft: Raft,
+    log: LogReader,
     proposer: Proposer<M>,
     reader: Reader,
     heard: Heard,
@@ -65,6 +68,8 @@ struct Inner<M: Machine> {
     transport: Arc<dyn PeerTransport>,
     contacts: Contacts,
     handler: std::sync::OnceLock<Arc<dyn PeerHandler>>,
+    /// Taken by `shutdown`, so that a stopped node holds the disk no more.
+    receiver: std::sync::Mutex<Option<Arc<Receiver>>>,
     stop: watch::Sender<bool>,
     /// Taken by the first `shutdown`; the others wait for it on this lock.
     parts: tokio::sync::Mutex<Option<Parts>>,
@@ -73,10 +78,8 @@ struct Inner<M: Machine> {
 }
 
 struct Parts {
-    batcher: tokio::task::JoinHandle<()>,
-    forwarder: tokio::task::JoinHandle<()>,
-    rounds: tokio::task::JoinHandle<()>,
-    watcher: tokio::task::JoinHandle<()>,
+    /// In the order they are waited for.
+    tasks: Vec<(&'static str, tokio::task::JoinHandle<()>)>,
     writer: WriterHandle,
 }
 
@@ -93,8 +96,10 @@ impl<M: Machine> RaftNode<M> {
         let fatal = Fatal::new();
 
         let snapshot_disk = disk.clone();
+        seed::refuse_half_seeded(&*disk)?;
         let (snapshots, newest) = tuning.io.run(move || SnapshotStore::open(snapshot_disk)).await?;
         let snapshots = Arc::new(snapshots);
+        let receiver = Arc::new(Receiver::new(snapshots.disk(), fatal.clone(), tuning.io));
         let (log, writer) = LogStore::open(disk, node_id, snapshots.gate(), fatal.clone(), tuning.io).await?;
 
         let purged = log.bounds().0.map(|id| id.index);
@@ -104,6 +109,7 @@ impl<M: Machine> RaftNode<M> {
             return Err(StartError::SnapshotMissing { purged, snapshot: reached.unwrap_or(0) });
         }
 
+        let log_reader = log.reader();
         let applied = watch::Sender::new(0);
         let applied_seen = applied.subscribe();
         let snapshot_id = newest.as_ref().map(|s| s.meta.snapshot_id.clone()).unwrap_or_default();
@@ -115,7 +121,10 @@ impl<M: Machine> RaftNode<M> {
             }
         };
         let contacts = Contacts::default();
-        let peers = PeerNetwork { transport: network.clone(), snapshot_ttl: tuning.snapshot_ttl, contacts: contacts.clone() };
+        let (pace, snapshot_ttl) = (Arc::new(Pace::new(tuning.snapshot_rate)), tuning.snapshot_ttl);
+        let (transport, contacts_in) = (network.clone(), contacts.clone());
+        let peers = PeerNetwork { transport, snapshot_ttl, contacts: contacts_in, pace, io: tuning.io, fatal: fatal.clone() };
+        let busy = log.busy();
         let raft = match Raft::new(node_id, settings, peers, log, machine).await {
             Ok(raft) => raft,
             Err(e) => {
@@ -132,14 +141,8 @@ impl<M: Machine> RaftNode<M> {
         let compass = Compass { id: node_id, raft: raft.clone(), transport: network.clone() };
         let (jitter, counters) = (Arc::new(Jitter::new()), Arc::new(Counters::default()));
         let (away, queue) = mpsc::channel(tuning.queue);
-        let forwarder = Forwarder::<M> {
-            compass: compass.clone(),
-            queue,
-            stop: stopping.clone(),
-            tuning: tuning.clone(),
-            counters: counters.clone(),
-            hint: None,
-        };
+        let carrier = Carrier::new(compass.clone(), tuning.clone(), counters.clone());
+        let forwarder = Forwarder::<M> { carrier, queue, stop: stopping.clone() };
         let forwarder = Runtime::spawn(forwarder.run());
         let (asks, asked) = mpsc::channel(tuning.queue);
         let rounds = Rounds {
@@ -163,12 +166,15 @@ impl<M: Machine> RaftNode<M> {
         let reader = Reader { compass, asks, fatal: fatal.clone(), jitter, counters };
 
         let (leads_now, leads) = watch::channel(false);
-        let watcher = Runtime::spawn(watch_metrics(raft.clone(), leads_now, stopping, fatal.clone()));
-        let parts = tokio::sync::Mutex::new(Some(Parts { batcher, forwarder, rounds, watcher, writer }));
+        let follow = watch_metrics(raft.clone(), leads_now, stopping.clone(), fatal.clone());
+        let guard = watch_core(raft.clone(), busy, receiver.clone(), applied_seen.clone(), stopping, fatal.clone());
+        let watcher = Runtime::spawn(async { _ = tokio::join!(follow, guard) });
+        let tasks = vec![("forwarder", forwarder), ("rounds", rounds), ("batcher", batcher), ("watcher", watcher)];
         let membership = tokio::sync::Mutex::new(());
         let inner = Inner {
             id: node_id,
             raft,
+            log: log_reader,
             proposer,
             reader,
             heard: Heard::default(),
@@ -179,8 +185,9 @@ impl<M: Machine> RaftNode<M> {
             transport: network,
             contacts,
             handler: std::sync::OnceLock::new(),
+            receiver: std::sync::Mutex::new(Some(receiver)),
             stop,
-            parts,
+            parts: tokio::sync::Mutex::new(Some(Parts { tasks, writer })),
             membership,
         };
         let node = Self { inner: Arc::new(inner) };
@@ -193,6 +200,11 @@ impl<M: Machine> RaftNode<M> {
             return Err(StartError::Raft(node.reason(e.to_string())));
         }
         Ok(node)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.inner.raft
     }
 
     /// This server's id.
@@ -300,6 +312,21 @@ impl<M: Machine> RaftNode<M> {
             }
         };
         self.inner.tuning.patiently(wait).await.unwrap_or(Err(ReadError::Timeout))
+    }
+
+    /// Committed entries of `from..=upto`, in order: those that are applied here and not purged yet, about `max_bytes` of
+    /// them and at least one. The first one having another index than `from` says that the log has been purged past it.
+    ///
+    /// # Errors
+    /// [`StoreError`]; a damaged log also stops the server.
+    pub async fn read_entries(&self, from: u64, upto: u64, max_bytes: usize) -> Result<Vec<LogEntry>, StoreError> {
+        let upto = upto.min(*self.inner.applied.borrow());
+        if from > upto {
+            return Ok(Vec::new());
+        }
+        let log = self.inner.log.clone();
+        let entries = self.inner.tuning.io.run(move || log.read(from, upto, max_bytes)).await?;
+        Ok(entries.into_iter().map(LogEntry::from).collect())
     }
 
     /// Where this node stands.
@@ -414,17 +441,11 @@ impl<M: Machine> RaftNode<M> {
     /// Asks the server that leads as far as this one knows, `ttl` at most.
     ///
     /// # Errors
-    /// [`PeerError::Unreachable`] when no leader is known or this server leads itself.
+    /// [`PeerError::NotSent`] when no leader is known or this server leads itself.
     pub async fn ask_leader(&self, kind: PeerRpc, body: Bytes, ttl: std::time::Duration) -> Result<Bytes, PeerError> {
-        let leader = {
-            let metrics = self.inner.raft.metrics();
-            let m = metrics.borrow();
-            m.current_leader.filter(|l| *l != self.inner.id).and_then(|id| {
-                let node = m.membership_config.membership().get_node(&id)?;
-                Some(Peer { id, addr: node.addr.clone() })
-            })
-        };
-        let leader = leader.ok_or_else(|| PeerError::Unreachable("no other server is known to lead".to_owned()))?;
+        let compass = &self.inner.reader.compass;
+        let leader = compass.leader().and_then(|id| compass.peer(id));
+        let leader = leader.ok_or_else(|| PeerError::NotSent("no other server is known to lead".to_owned()))?;
         let call = self.inner.transport.call(leader, kind, body, ttl);
         Runtime::timeout(ttl, call).await.map_err(|_| PeerError::Timeout)?
     }
@@ -438,14 +459,14 @@ impl<M: Machine> RaftNode<M> {
         if let Some(reason) = self.inner.fatal.get() {
             return Err(PeerError::Stopped(reason));
         }
-        if matches!(kind, PeerRpc::Leases | PeerRpc::Admin) {
-            let handler = self.inner.handler.get().ok_or_else(|| PeerError::Refused("this server is still starting".to_owned()))?;
-            return handler.handle(from, kind, body).await;
-        }
         match kind {
+            PeerRpc::Leases | PeerRpc::Admin => {
+                let handler = self.inner.handler.get().ok_or_else(|| PeerError::Refused("this server is still starting".to_owned()))?;
+                return handler.handle(from, kind, body).await;
+            }
             PeerRpc::Propose => return self.inner.proposer.serve(from, &body).await,
             PeerRpc::ReadIndex => return self.inner.reader.serve(from, &body).await,
-            _ => {}
+            PeerRpc::Append | PeerRpc::Vote | PeerRpc::Snapshot | PeerRpc::Transfer => {}
         }
         let raft = &self.inner.raft;
         let stopped = |e: String| PeerError::Stopped(e);
@@ -463,10 +484,10 @@ impl<M: Machine> RaftNode<M> {
                 let answer = raft.vote(request).await.map_err(|e| stopped(e.to_string()))?;
                 Ok(Reply::encode_vote(&answer))
             }
-            Request::Snapshot { vote, snapshot } => {
-                let snapshot = Snapshot { meta: snapshot.meta, snapshot: Box::new(SnapshotBytes(snapshot.content)) };
-                let answer = raft.install_full_snapshot(vote, snapshot).await.map_err(|e| stopped(e.to_string()))?;
-                Ok(Reply::encode_snapshot(&answer))
+            Request::Snapshot { vote, part } => {
+                let receiver = self.inner.receiver.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let receiver = receiver.ok_or_else(|| stopped("it is shutting down".to_owned()))?;
+                receiver.take(raft, vote, part).await
             }
         }
     }
@@ -476,8 +497,8 @@ impl<M: Machine> RaftNode<M> {
     pub async fn shutdown(&self) {
         self.inner.stop.send_replace(true);
         let mut parts = self.inner.parts.lock().await;
-        let Some(Parts { batcher, forwarder, rounds, watcher, writer }) = parts.take() else { return };
-        for (name, task) in [("forwarder", forwarder), ("rounds", rounds), ("batcher", batcher), ("watcher", watcher)] {
+        let Some(Parts { tasks, writer }) = parts.take() else { return };
+        for (name, task) in tasks {
             if let Err(e) = task.await {
                 tracing::error!(task = name, error = %e, "a raft task did not end well");
             }
@@ -485,6 +506,7 @@ impl<M: Machine> RaftNode<M> {
         if let Err(e) = self.inner.raft.shutdown().await {
             tracing::error!(error = %e, "openraft did not end well");
         }
+        self.inner.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
         writer.stop().await;
     }
 }
@@ -494,6 +516,22 @@ fn single<A>((index, mut answers): (u64, Vec<A>)) -> Result<(u64, A), ProposeErr
         Some(answer) => Ok((index, answer)),
         None => Err(ProposeError::Fatal("a command came back without an answer".to_owned())),
     }
+}
+
+/// Sees to it that openraft's core is alive, and that no half snapshot stays behind.
+async fn watch_core(
+    raft: Raft,
+    busy: impl Fn() -> bool,
+    receiver: Arc<Receiver>,
+    applied: watch::Receiver<u64>,
+    stop: watch::Receiver<bool>,
+    fatal: Fatal,
+) {
+    let ask = || async {
+        let committed = raft.with_raft_state(|state| state.committed.map_or(0, |id| id.index)).await;
+        committed.map_err(|e| e.to_string())
+    };
+    watchdog::watch(ask, busy, applied, || receiver.tick(), stop, fatal).await;
 }
 
 /// Follows openraft's metrics: tells who leads, and notices when its core has died.

@@ -45,8 +45,10 @@ pub struct Tuning {
     pub snapshot_every: u64,
     /// Entries kept behind a snapshot, so that a peer that was away briefly needs no snapshot.
     pub keep_logs: u64,
-    /// Longest transfer of a snapshot to one peer.
+    /// Longest time without progress in sending a snapshot to one peer; covers its installation there.
     pub snapshot_ttl: Duration,
+    /// Bytes of snapshots that leave this server in a second, to all peers together.
+    pub snapshot_rate: u64,
     /// Proposals that may wait; beyond it [`ProposeError::Overloaded`](super::ProposeError::Overloaded).
     pub queue: usize,
     /// Longest wait of a proposal, a read or an administrative request.
@@ -65,6 +67,7 @@ impl Default for Tuning {
             snapshot_every: 10_000,
             keep_logs: 1000,
             snapshot_ttl: Duration::from_secs(60),
+            snapshot_rate: 64 << 20,
             queue: 4096,
             patience: Duration::from_secs(5),
             io: IoMode::Threads,

@@ -6,6 +6,7 @@ mod client;
 pub(crate) mod forwarded;
 mod guard;
 mod memory;
+mod snapshot;
 mod wire;
 
 use std::fmt::Debug;
@@ -17,7 +18,8 @@ use futures_util::future::BoxFuture;
 pub(crate) use self::client::{Contacts, PeerNetwork};
 pub use self::guard::{Refusal, check_append};
 pub use self::memory::MemoryNetwork;
-pub(crate) use self::wire::{Reply, Request};
+pub(crate) use self::snapshot::{PART, Pace};
+pub(crate) use self::wire::{Reply, Request, SnapshotKey, SnapshotPart, SnapshotProgress};
 
 /// A server to call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,8 +32,8 @@ pub struct Peer {
 
 /// The kinds of request. The numbers are on the wire and are never reused.
 ///
-/// `Snapshot` bodies are as large as the whole state; a transport gives each kind a stream of its own, so that a
-/// snapshot never blocks a heartbeat.
+/// `Snapshot` bodies hold up to 1 MiB; a transport gives each request a stream of its own, so that a snapshot never
+/// blocks a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum PeerRpc {

@@ -5,6 +5,7 @@ mod cluster;
 mod forward;
 mod forward_faults;
 mod forward_property;
+mod seed;
 mod single;
 mod suite;
 
