@@ -162,3 +162,26 @@ fn answer(proposed: Result<(u64, Applied), raft::ProposeError>) -> Result<Applie
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use optimus_common::ids::RequestId;
+    use optimus_common::{NodeId, Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn only_what_may_be_applied_twice_is_sent_twice() {
+        let node = NodeId(uuid::Uuid::from_u128(1));
+        let safe = |command: &Command, request| CoreMachine::retry_safe(&Proposal { at: Timestamp(0), request, command: command.clone() });
+        let report = Command::Report { node, statuses: vec![], gone: vec![] };
+        assert!(safe(&report, None));
+        // Late, these would undo what others have done since.
+        let down = Command::NodeDown { node };
+        let certificate = Command::NodeCertificate { node, key_fingerprint: vec![], expires_at: Timestamp(0) };
+        for command in [down, certificate, Command::Plan(Default::default())] {
+            assert!(!safe(&command, None), "{command:?}");
+            assert!(safe(&command, Some((RequestId(uuid::Uuid::from_u128(2)), vec![]))));
+        }
+    }
+}
