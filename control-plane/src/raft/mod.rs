@@ -23,8 +23,10 @@ mod log_store;
 mod machine;
 mod network;
 mod node;
+mod read_index;
 mod receiving;
 mod record;
+mod route;
 pub mod runtime;
 mod seed;
 mod snapshots;
@@ -41,6 +43,7 @@ pub use self::error::{AdminError, ProposeError, ReadError, StartError, StoreErro
 pub use self::machine::{Capture, Machine};
 pub use self::network::{MemoryNetwork, NoPeers, Peer, PeerError, PeerHandler, PeerRpc, PeerTransport, Refusal, check_append};
 pub use self::node::{RaftConfig, RaftNode};
+pub use self::route::Traffic;
 pub use self::seed::{LogEntry, SalvageError, Salvaged, Seed, owner, salvage, seed};
 pub use self::status::{Role, Status};
 pub use self::tuning::{IoMode, Tuning};
