@@ -122,6 +122,9 @@ impl Consensus for RaftConsensus {
             applied: status.applied.unwrap_or(0),
             voters: status.members.len() as u32,
             is_leader: status.leader == Some(status.node_id),
+            // Alone it is its own quorum, and nothing refreshes the figure.
+            quorum_age: status.quorum_age_ms.filter(|_| status.voters.len() > 1).map(Duration::from_millis),
+            members: status.members,
         }
     }
 }

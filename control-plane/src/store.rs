@@ -2,9 +2,11 @@
 //!
 //! API, gateway and leader loops take a [`Store`] and know nothing of Raft behind it.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use optimus_common::Span;
 use optimus_common::env::Env;
@@ -48,6 +50,10 @@ pub struct ConsensusStatus {
     pub applied: u64,
     pub voters: u32,
     pub is_leader: bool,
+    /// Id and address of every server of the cluster.
+    pub members: BTreeMap<u64, String>,
+    /// On the leader: how long ago a quorum last confirmed it; `None` when that is not known.
+    pub quorum_age: Option<Duration>,
 }
 
 /// A cheap handle to the replicated state.

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 
 use super::admission::Place;
 use super::sessions::Session;
+use super::leases::{self, STALE};
 use super::{HEARTBEAT, LEASE, Shared, log_end};
 use crate::identity::CheckedRequest;
 use crate::store::ProposeError;
@@ -32,6 +33,8 @@ use crate::store::ProposeError;
 const REPORT_MAX: usize = 2 << 20;
 /// Heartbeats between two looks at the desired set that nothing asked for.
 const LOOK_EVERY: u64 = 30;
+/// How long a greeting waits for this server to reach what the agent holds already.
+const CATCH_UP: Duration = Duration::from_secs(1);
 /// Longest text in a node's facts, and most entries of its lists.
 const FACT_TEXT_MAX: usize = 512;
 const FACT_ENTRIES_MAX: usize = 128;
@@ -125,7 +128,9 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
         }
     };
     drop(place); // it has proved itself
-    let session = shared.sessions.enter(node, connection.clone(), shared.store.env.clock.monotonic());
+    let now = shared.store.env.clock.monotonic();
+    let session = shared.sessions.enter(node, connection.clone(), now);
+    leases::entered(shared, node, now);
     tracing::info!(%node, %address, "agent connected");
     let running = Running { shared, peer: &peer, session: &session, expires_at: AtomicU64::new(peer.not_after.0) };
     match writer.send(welcome).await {
@@ -133,6 +138,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
         Err(error) => log_end(address, node, &error),
     }
     shared.sessions.leave(node, &session);
+    leases::left(shared);
 }
 
 /// The proven holder of an agent's certificate.
@@ -197,9 +203,8 @@ async fn welcome(shared: &Shared, peer: &Peer, hello: Hello) -> Result<(Welcome,
     if node != peer.node {
         return Err(No::new(&code::NODE_REFUSED, format!("the agent calls itself node {node}, its certificate says {}", peer.node)));
     }
-    if !shared.store.status().is_leader {
-        return Err(No::new(&code::NO_LEADER, "this server does not lead the cluster at the moment"));
-    }
+    open_to_agents(shared)?;
+    caught_up(shared, generation).await?;
     let facts: NodeFacts = facts.open().map_err(|e| No::new(&code::BAD_REQUEST, format!("the node's facts cannot be read: {e}")))?;
     check_facts(&facts).map_err(|what| No::new(&code::BAD_REQUEST, what))?;
     let state = admitted(shared, peer).await?;
@@ -210,6 +215,35 @@ async fn welcome(shared: &Shared, peer: &Peer, hello: Hello) -> Result<(Welcome,
         return Err(No::new(&code::NODE_REFUSED, refusal.to_string()));
     }
     Ok((Welcome { version, cluster: shared.identity.cluster(), heartbeat: HEARTBEAT.into() }, generation))
+}
+
+/// A server that hears no leader holds no sessions: what its agents say would reach nobody.
+fn open_to_agents(shared: &Shared) -> Result<(), No> {
+    let now = shared.store.env.clock.monotonic();
+    match shared.leases.serving_since(now, &shared.store.status()) {
+        Some(_) => Ok(()),
+        None => Err(No::new(&code::NO_LEADER, format!("this server has heard no leader for {} s", STALE.as_secs()))),
+    }
+}
+
+/// A desired set never goes back, so a follower that is behind what the agent holds would have nothing to tell it. The
+/// leader is never behind: if it seems so, the cluster was restored from a backup, and the agent waits there.
+async fn caught_up(shared: &Shared, generation: u64) -> Result<(), No> {
+    let mut applied = shared.store.applied();
+    let reached = async {
+        while shared.store.state().index < generation {
+            if applied.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = reached => Ok(()),
+        () = shared.store.env.clock.sleep(CATCH_UP) => match shared.store.status().is_leader {
+            true => Ok(()),
+            false => Err(No::new(&code::NO_LEADER, "this server is behind the desired set the agent holds")),
+        },
+    }
 }
 
 /// Bounds what a node may put into the replicated state about itself.
@@ -411,9 +445,7 @@ impl Running<'_> {
             let message = format!("not heard for {} s", silent.as_secs());
             return Err(End::No(close::SILENT, No::new(&code::TIMED_OUT, message)));
         }
-        if !self.shared.store.status().is_leader {
-            return Err(End::No(close::GOING_AWAY, No::new(&code::NO_LEADER, "this server no longer leads the cluster")));
-        }
+        open_to_agents(self.shared).map_err(|no| End::No(close::GOING_AWAY, no))?;
         let now = env.clock.now();
         let expires_at = Timestamp(self.expires_at.load(Ordering::Relaxed));
         if now > expires_at {

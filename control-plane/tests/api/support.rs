@@ -135,6 +135,7 @@ impl Consensus for Memory {
             applied: index,
             voters: 1,
             is_leader: has_leader,
+            ..ConsensusStatus::default()
         }
     }
 }
