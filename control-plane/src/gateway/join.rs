@@ -10,7 +10,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use optimus_common::api::v1::JoinTokenAnswer;
-use optimus_common::join_token::{JoinToken, Role, SERVERS_MAX};
+use optimus_common::join_token::{JoinToken, Role};
 use optimus_common::protocol::{JoinAnswer, JoinRequest, Message, PROTOCOL, Refused};
 use optimus_common::reason::{Code, code};
 use optimus_common::{NodeId, Span, Timestamp, TokenId};
@@ -61,7 +61,7 @@ async fn create(shared: &Shared, ttl: Span, uses: u32) -> Result<JoinTokenAnswer
     if let Applied::Refused(refusal) = shared.store.propose(command).await? {
         return Err(JoinTokenError::Refused(refusal.to_string()));
     }
-    let servers = shared.advertise.iter().take(SERVERS_MAX).cloned().collect();
+    let servers = super::servers::addresses(shared);
     let token = JoinToken { servers, ca_sha256: shared.identity.ca_fingerprint(), role: Role::Agent, id, secret, expires_at };
     tracing::info!(token = %id, %expires_at, uses, "join token made");
     Ok(JoinTokenAnswer { token: token.encode(), id: id.to_string(), expires_at, uses })

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use optimus_common::protocol::{
-    ALLOCS_PER_NODE_MAX, Desired, Hello, Message, NodeFacts, PROTOCOL, Ping, Refused, RenewAnswer, RenewRequest, Welcome,
+    ALLOCS_PER_NODE_MAX, Desired, Hello, Message, NodeFacts, PROTOCOL, Ping, Refused, RenewAnswer, RenewRequest, Servers,
+    VERSION_SERVERS, Welcome,
 };
 use optimus_common::reason::{Code, code};
 use optimus_common::{NodeId, Timestamp};
@@ -25,7 +26,7 @@ use tokio::sync::mpsc;
 use super::admission::Place;
 use super::sessions::Session;
 use super::leases::{self, STALE};
-use super::{HEARTBEAT, LEASE, Shared, log_end};
+use super::{HEARTBEAT, LEASE, Shared, log_end, servers};
 use crate::identity::CheckedRequest;
 use crate::store::ProposeError;
 
@@ -132,7 +133,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
     let session = shared.sessions.enter(node, connection.clone(), now);
     leases::entered(shared, node, now);
     tracing::info!(%node, %address, "agent connected");
-    let running = Running { shared, peer: &peer, session: &session, expires_at: AtomicU64::new(peer.not_after.0) };
+    let running = Running { shared, peer: &peer, session: &session, version: welcome.version, expires_at: AtomicU64::new(peer.not_after.0) };
     match writer.send(welcome).await {
         Ok(()) => Box::pin(running.run(reader, writer, generation)).await,
         Err(error) => log_end(address, node, &error),
@@ -296,6 +297,8 @@ struct Running<'a> {
     shared: &'a Arc<Shared>,
     peer: &'a Peer,
     session: &'a Session,
+    /// Of the protocol.
+    version: u16,
     /// Of the newest certificate issued in this session, in milliseconds.
     expires_at: AtomicU64,
 }
@@ -388,6 +391,8 @@ impl Running<'_> {
     ) -> Result<std::convert::Infallible, End> {
         let clock = &self.shared.store.env.clock;
         let mut sent = None;
+        let mut servers = Vec::new();
+        self.tell_servers(&mut writer, &mut servers).await?;
         self.push(&mut writer, generation, &mut sent).await?;
         let mut n = 0u64;
         let mut next_ping = clock.monotonic();
@@ -401,6 +406,7 @@ impl Running<'_> {
                     self.check().await?;
                     n += 1;
                     writer.send(Ping { n }).await?;
+                    self.tell_servers(&mut writer, &mut servers).await?;
                     // The first set waits for our state to reach the agent's generation.
                     if sent.is_none() || n.is_multiple_of(LOOK_EVERY) {
                         self.push(&mut writer, generation, &mut sent).await?;
@@ -408,6 +414,19 @@ impl Running<'_> {
                 }
             }
         }
+    }
+
+    /// Sends the addresses of all servers if they are others than the ones sent last.
+    async fn tell_servers(&self, writer: &mut FrameWriter, sent: &mut Vec<String>) -> Result<(), End> {
+        if self.version < VERSION_SERVERS {
+            return Ok(());
+        }
+        let addresses = servers::addresses(self.shared);
+        if *sent != addresses {
+            writer.send(Servers { addresses: addresses.clone() }).await?;
+            *sent = addresses;
+        }
+        Ok(())
     }
 
     /// Sends the desired set if it is another than the one sent last.
