@@ -118,6 +118,8 @@ impl Server {
             GatewayConfig { listen: config.agent_listen, advertise: config.advertise.clone() },
         )
         .map_err(step(format!("listen for agents on {} (UDP)", config.agent_listen)))?;
+        gateway.set_peers(Arc::new(raft.clone()));
+        raft.set_handler(gateway.lease_handler());
         let listener = TcpListener::bind(config.api_listen).await.map_err(step(format!("listen for the API on {}", config.api_listen)))?;
         let api_addr = listener.local_addr().map_err(step("listen for the API"))?;
         let api_config = ApiConfig {
