@@ -215,7 +215,9 @@ async fn read(
                 match learned {
                     Ok(true) => tracing::info!(servers = ?link.identity().learned, "told where the servers are"),
                     Ok(false) => {}
-                    Err(error) => tracing::error!(error = %Chain(&error), "failed to store where the servers are; told again in the next session"),
+                    Err(error) => {
+                        tracing::error!(error = %Chain(&error), "failed to store where the servers are; told again in the next session")
+                    }
                 }
             }
             Message::Refused(Refused { code, message }) => return End::Refused { code, message },

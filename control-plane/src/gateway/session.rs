@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use optimus_common::protocol::{
-    ALLOCS_PER_NODE_MAX, Desired, Hello, Message, NodeFacts, PROTOCOL, Ping, Refused, RenewAnswer, RenewRequest, Servers,
-    VERSION_SERVERS, Welcome,
+    ALLOCS_PER_NODE_MAX, Desired, Hello, Message, NodeFacts, PROTOCOL, Ping, Refused, RenewAnswer, RenewRequest, Servers, VERSION_SERVERS,
+    Welcome,
 };
 use optimus_common::reason::{Code, code};
 use optimus_common::{NodeId, Timestamp};
@@ -24,8 +24,8 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::mpsc;
 
 use super::admission::Place;
-use super::sessions::Session;
 use super::leases::{self, STALE};
+use super::sessions::Session;
 use super::{HEARTBEAT, LEASE, Shared, log_end, servers};
 use crate::identity::CheckedRequest;
 use crate::store::ProposeError;
@@ -133,7 +133,8 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
     let session = shared.sessions.enter(node, connection.clone(), now);
     leases::entered(shared, node, now);
     tracing::info!(%node, %address, "agent connected");
-    let running = Running { shared, peer: &peer, session: &session, version: welcome.version, expires_at: AtomicU64::new(peer.not_after.0) };
+    let running =
+        Running { shared, peer: &peer, session: &session, version: welcome.version, expires_at: AtomicU64::new(peer.not_after.0) };
     match writer.send(welcome).await {
         Ok(()) => Box::pin(running.run(reader, writer, generation)).await,
         Err(error) => log_end(address, node, &error),

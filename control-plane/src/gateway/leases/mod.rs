@@ -176,7 +176,11 @@ pub async fn watch(shared: Arc<Shared>) {
         if serving.is_none() {
             let closed = shared.sessions.close_all();
             if closed > 0 {
-                tracing::warn!(sessions = closed, "no leader heard for {} s: the agents of this server are sent to others", STALE.as_secs());
+                tracing::warn!(
+                    sessions = closed,
+                    "no leader heard for {} s: the agents of this server are sent to others",
+                    STALE.as_secs()
+                );
             }
         }
         let (Some(serving_since), true) = (serving, leads(&status)) else {

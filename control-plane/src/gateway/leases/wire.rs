@@ -168,9 +168,7 @@ mod tests {
             silent: vec![],
             content: Content::Changes { base: 4, joined: vec![], left: vec![] },
         };
-        let bytes = [
-            23, 0, 0, 0, 89, 2, 1, 0, 2, 9, 5, 251, 44, 1, 4, 1, 8, 251, 132, 3, 0, 1, 4, 0, 0,
-        ];
+        let bytes = [23, 0, 0, 0, 89, 2, 1, 0, 2, 9, 5, 251, 44, 1, 4, 1, 8, 251, 132, 3, 0, 1, 4, 0, 0];
         assert_eq!(beat.encode()[4..], bytes[4..]);
         assert_eq!(LeaseReport::decode(&beat.encode()).unwrap(), beat);
     }
