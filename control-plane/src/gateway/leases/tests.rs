@@ -348,7 +348,9 @@ proptest! {
                             continue;
                         }
                         if lost & (16 << i) != 0 {
-                            table.take(now, server.report(now));
+                            if matches!(table.take(now, server.report(now)), LeaseAnswer::Taken { .. }) {
+                                told[i] = Some(now);
+                            }
                             server.reporter.lost();
                             lossy = now;
                             continue;
@@ -383,8 +385,8 @@ proptest! {
             let verdict = table.judge(now, up.iter().copied(), &others, &|n| own.get(&n).map(|h| h.heard));
             for (&n, &(at, server)) in &heard {
                 let is_down = verdict.down.contains(&n);
-                // Its server reports at least once a second or is silent, which is known by then.
-                let known = server == leader || told[server].is_some_and(|t| t >= at) || now - since <= LEASE;
+                // The leader hears it itself, or was told; or its server has told this leader nothing yet.
+                let known = server == leader || told[server].map_or(now - since <= LEASE, |t| t >= at);
                 if known && now - at <= ms(1000) {
                     prop_assert!(!is_down, "{n:?} was heard {:?} ago at server {server}", now - at);
                 }
