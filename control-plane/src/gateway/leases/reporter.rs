@@ -21,6 +21,8 @@ pub struct Hearing {
 struct Acked {
     version: u64,
     nodes: BTreeMap<NodeId, Duration>,
+    /// When that was so.
+    at: Duration,
 }
 
 /// Makes reports. One is in flight at a time: [`Reporter::report`], then [`Reporter::answered`] or [`Reporter::lost`].
@@ -68,12 +70,16 @@ impl Reporter {
             },
             Some(acked) => {
                 let joined = nodes.iter().filter(|(node, began)| acked.nodes.get(*node) != Some(*began));
+                // One that is not even heard lately has no last word worth telling.
                 let gone = acked.nodes.keys().filter(|node| !nodes.contains_key(*node));
+                let gone = gone.map(|node| last_words(node).unwrap_or((*node, u32::MAX)));
+                // Came and went since.
+                let passed = hearings.iter().filter(|(node, h)| h.heard >= acked.at && !acked.nodes.contains_key(*node));
+                let passed = passed.filter_map(|(node, _)| last_words(node));
                 Content::Changes {
                     base: acked.version,
                     joined: joined.map(|(&node, &began)| (node, age(began))).collect(),
-                    // One that is not even heard lately has no last word worth telling.
-                    left: gone.map(|node| last_words(node).unwrap_or((*node, u32::MAX))).collect(),
+                    left: gone.chain(passed).collect(),
                 }
             }
         };
@@ -87,7 +93,7 @@ impl Reporter {
         let version = if changed { self.version } else { self.acked.as_ref().map_or(self.version, |acked| acked.version) };
         self.seq += 1;
         let count = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
-        self.in_flight = Some(Acked { version, nodes });
+        self.in_flight = Some(Acked { version, nodes, at: now });
         LeaseReport {
             server: self.server,
             incarnation: self.incarnation,
