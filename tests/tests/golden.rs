@@ -191,7 +191,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("renew_answer", RenewAnswer { certificate: vec![1], ca: vec![2] }.into()),
         (
             "server_join_request",
-            ServerJoinRequest { versions: PROTOCOL, token_id: "t".into(), secret: "s".into(), csr: vec![1], server: Blob::of(&server()) }
+            ServerJoinRequest { versions: (1, 1), token_id: "t".into(), secret: "s".into(), csr: vec![1], server: Blob::of(&server()) }
                 .into(),
         ),
         (
