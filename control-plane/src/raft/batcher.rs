@@ -11,6 +11,7 @@ use std::time::Duration;
 use openraft::error::{ClientWriteError, Fatal as RaftFatal, RaftError};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::clock::Clock;
 use super::error::ProposeError;
 use super::fatal::Fatal;
 use super::machine::Machine;
@@ -55,6 +56,9 @@ pub(crate) struct Batcher<M: Machine> {
     pub stop: watch::Receiver<bool>,
     pub fatal: Fatal,
     pub tuning: Arc<Tuning>,
+    pub clock: Arc<Clock>,
+    /// Held while an entry is written, and by a hand-over of leadership: meanwhile proposals wait here.
+    pub gate: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl<M: Machine> Batcher<M> {
@@ -79,11 +83,15 @@ impl<M: Machine> Batcher<M> {
         while let Some(proposal) = self.queue.recv().await {
             left.push(proposal);
         }
-        answer_all(left, &ProposeError::Stopped);
+        // After a hand-over these were never appended, and there is somebody to go to.
+        let elsewhere = self.cannot_lead().flatten().map(|leader| ProposeError::NoLeader { leader: Some(leader) });
+        answer_all(left, &elsewhere.unwrap_or(ProposeError::Stopped));
     }
 
     /// Proposes one entry and gives each proposer its part of the answers.
     async fn write(&mut self, batch: Vec<Proposal<M::Answer>>) {
+        let gate = self.gate.clone();
+        let _writing = gate.lock().await;
         if let Some(reason) = self.fatal.get() {
             return answer_all(batch, &ProposeError::Fatal(reason));
         }
@@ -127,7 +135,7 @@ impl<M: Machine> Batcher<M> {
             return Some(m.current_leader);
         }
         let alone = m.membership_config.membership().voter_ids().eq([m.id]);
-        let limit = self.tuning.election_max * 2;
+        let limit = self.clock.timeout_max() * 2;
         let silent = m.millis_since_quorum_ack.is_some_and(|ms| Duration::from_millis(ms) > limit);
         (silent && !alone).then_some(None)
     }

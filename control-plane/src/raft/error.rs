@@ -253,6 +253,53 @@ pub enum AdminError {
     Fatal(String),
 }
 
+/// Why leadership was not handed over. Unless said otherwise the old leader goes on leading.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// Only the leader can hand over.
+    #[error("this server is not the leader (leader: {leader:?})")]
+    NoLeader {
+        /// The leader, when known.
+        leader: Option<u64>,
+    },
+    /// Another hand-over or a membership change is under way.
+    #[error("another hand-over or a membership change is under way")]
+    Busy,
+    /// The target has no vote in this cluster.
+    #[error("server {0} has no vote, so it cannot lead")]
+    NotVoter(u64),
+    /// There is no other voter.
+    #[error("there is no other server with a vote")]
+    NoOther,
+    /// The target did not hold the whole log in time.
+    #[error("server {target} holds the log up to {held} of {last}, too far behind to lead")]
+    Behind {
+        /// The server that was to lead.
+        target: u64,
+        /// Last entry it is known to hold.
+        held: u64,
+        /// Last entry of the leader.
+        last: u64,
+    },
+    /// The target, or too many of the others, did not agree.
+    #[error("server {target} cannot take over: {reason}")]
+    Refused {
+        /// The server that was to lead.
+        target: u64,
+        /// What it or the others said.
+        reason: String,
+    },
+    /// The target did not win in time. Another election may be under way; proposals are taken again by whoever leads.
+    #[error("server {target} did not take over in time")]
+    Timeout {
+        /// The server that was to lead.
+        target: u64,
+    },
+    /// The node must stop; see the reason.
+    #[error("the raft node failed: {0}")]
+    Fatal(String),
+}
+
 pub(crate) fn invalid(text: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text.into())
 }

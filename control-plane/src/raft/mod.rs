@@ -14,6 +14,8 @@
 //! understand: in those cases [`RaftNode::fatal`] resolves and the process must exit.
 
 mod batcher;
+mod clock;
+mod election;
 mod error;
 mod fatal;
 mod forward;
@@ -31,12 +33,13 @@ mod snapshots;
 mod state_machine;
 mod status;
 mod stored;
+mod transfer;
 mod tuning;
 mod types;
 mod watchdog;
 
 pub use self::batcher::{MAX_BATCH_BYTES, MAX_BATCH_COMMANDS};
-pub use self::error::{AdminError, ProposeError, ReadError, StartError, StoreError};
+pub use self::error::{AdminError, ProposeError, ReadError, StartError, StoreError, TransferError};
 pub use self::machine::{Capture, Machine};
 pub use self::network::{MemoryNetwork, NoPeers, Peer, PeerError, PeerHandler, PeerRpc, PeerTransport, Refusal, check_append};
 pub use self::node::{RaftConfig, RaftNode};

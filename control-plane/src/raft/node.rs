@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::error::{ClientWriteError, InitializeError, RaftError};
@@ -11,7 +12,9 @@ use optimus_common::disk::Disk;
 use tokio::sync::{mpsc, watch};
 
 use super::batcher::{self, Batcher};
-use super::error::{AdminError, ProposeError, ReadError, StartError, StoreError};
+use super::clock::Clock;
+use super::election::{Elector, Now};
+use super::error::{AdminError, ProposeError, ReadError, StartError, StoreError, TransferError};
 use super::fatal::Fatal;
 use super::forward::{Carrier, Forwarder, Proposer};
 use super::log_store::{LogReader, LogStore, WriterHandle};
@@ -25,6 +28,7 @@ use super::seed::{self, LogEntry};
 use super::snapshots::SnapshotStore;
 use super::state_machine::StateMachine;
 use super::status::Status;
+use super::transfer::{self, HandOver};
 use super::tuning::Tuning;
 use super::types::Raft;
 use super::watchdog;
@@ -75,6 +79,9 @@ struct Inner<M: Machine> {
     parts: tokio::sync::Mutex<Option<Parts>>,
     /// One membership change at a time: openraft may answer two concurrent ones with success and end in between.
     membership: tokio::sync::Mutex<()>,
+    elector: Arc<Elector>,
+    /// Shared with the batcher, see there.
+    gate: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Parts {
@@ -101,6 +108,7 @@ impl<M: Machine> RaftNode<M> {
         let snapshots = Arc::new(snapshots);
         let receiver = Arc::new(Receiver::new(snapshots.disk(), fatal.clone(), tuning.io));
         let (log, writer) = LogStore::open(disk, node_id, snapshots.gate(), fatal.clone(), tuning.io).await?;
+        let (clock, reader) = (Arc::new(Clock::new(&tuning, log.flushes())), log.reader());
 
         let purged = log.bounds().0.map(|id| id.index);
         let reached = newest.as_ref().and_then(|s| s.meta.last_log_id).map(|id| id.index);
@@ -109,7 +117,6 @@ impl<M: Machine> RaftNode<M> {
             return Err(StartError::SnapshotMissing { purged, snapshot: reached.unwrap_or(0) });
         }
 
-        let log_reader = log.reader();
         let applied = watch::Sender::new(0);
         let applied_seen = applied.subscribe();
         let snapshot_id = newest.as_ref().map(|s| s.meta.snapshot_id.clone()).unwrap_or_default();
@@ -122,8 +129,9 @@ impl<M: Machine> RaftNode<M> {
         };
         let contacts = Contacts::default();
         let (pace, snapshot_ttl) = (Arc::new(Pace::new(tuning.snapshot_rate)), tuning.snapshot_ttl);
-        let (transport, contacts_in) = (network.clone(), contacts.clone());
-        let peers = PeerNetwork { transport, snapshot_ttl, contacts: contacts_in, pace, io: tuning.io, fatal: fatal.clone() };
+        let (transport, contacts_in, clock_in) = (network.clone(), contacts.clone(), clock.clone());
+        let peers =
+            PeerNetwork { transport, snapshot_ttl, clock: clock_in, contacts: contacts_in, pace, io: tuning.io, fatal: fatal.clone() };
         let busy = log.busy();
         let raft = match Raft::new(node_id, settings, peers, log, machine).await {
             Ok(raft) => raft,
@@ -135,7 +143,16 @@ impl<M: Machine> RaftNode<M> {
 
         let (stop, stopping) = watch::channel(false);
         let (proposals, queue) = mpsc::channel(tuning.queue);
-        let batcher = Batcher::<M> { raft: raft.clone(), queue, stop: stopping.clone(), fatal: fatal.clone(), tuning: tuning.clone() };
+        let gate = Arc::new(tokio::sync::Mutex::new(()));
+        let batcher = Batcher::<M> {
+            raft: raft.clone(),
+            queue,
+            stop: stopping.clone(),
+            fatal: fatal.clone(),
+            tuning: tuning.clone(),
+            clock: clock.clone(),
+            gate: gate.clone(),
+        };
         let batcher = Runtime::spawn(batcher.run());
 
         let compass = Compass { id: node_id, raft: raft.clone(), transport: network.clone() };
@@ -163,20 +180,23 @@ impl<M: Machine> RaftNode<M> {
             jitter: jitter.clone(),
             counters: counters.clone(),
         };
-        let reader = Reader { compass, asks, fatal: fatal.clone(), jitter, counters };
+        let asker = Reader { compass, asks, fatal: fatal.clone(), jitter, counters };
 
         let (leads_now, leads) = watch::channel(false);
-        let follow = watch_metrics(raft.clone(), leads_now, stopping.clone(), fatal.clone());
-        let guard = watch_core(raft.clone(), busy, receiver.clone(), applied_seen.clone(), stopping, fatal.clone());
+        let follow = watch_metrics(raft.clone(), clock.clone(), leads_now, stopping.clone(), fatal.clone());
+        let guard = watch_core(raft.clone(), busy, receiver.clone(), applied_seen.clone(), stopping.clone(), fatal.clone());
         let watcher = Runtime::spawn(async { _ = tokio::join!(follow, guard) });
-        let tasks = vec![("forwarder", forwarder), ("rounds", rounds), ("batcher", batcher), ("watcher", watcher)];
+        let elector = Arc::new(Elector::new(node_id, raft.clone(), reader.clone(), clock, network.clone(), leads.clone()));
+        let elections = Runtime::spawn(elector.clone().run(stopping));
+        let tasks =
+            vec![("elections", elections), ("forwarder", forwarder), ("rounds", rounds), ("batcher", batcher), ("watcher", watcher)];
         let membership = tokio::sync::Mutex::new(());
         let inner = Inner {
             id: node_id,
             raft,
-            log: log_reader,
+            log: reader,
             proposer,
-            reader,
+            reader: asker,
             heard: Heard::default(),
             applied: applied_seen,
             leads,
@@ -189,6 +209,8 @@ impl<M: Machine> RaftNode<M> {
             stop,
             parts: tokio::sync::Mutex::new(Some(Parts { tasks, writer })),
             membership,
+            elector,
+            gate,
         };
         let node = Self { inner: Arc::new(inner) };
 
@@ -331,8 +353,8 @@ impl<M: Machine> RaftNode<M> {
 
     /// Where this node stands.
     pub fn status(&self) -> Status {
-        let heard = self.inner.heard.age_ms();
-        Status::new(&self.inner.raft.metrics().borrow(), heard, self.inner.contacts.ages_ms(), self.inner.fatal.get())
+        let Inner { raft, contacts, elector, heard, fatal, .. } = &*self.inner;
+        Status::new(&raft.metrics().borrow(), heard.age_ms(), contacts.ages_ms(), &elector.clock, fatal.get())
     }
 
     /// What went between this server and the leader.
@@ -387,11 +409,6 @@ impl<M: Machine> RaftNode<M> {
     /// See [`AdminError`].
     pub async fn remove_learner(&self, id: u64) -> Result<u64, AdminError> {
         self.change(self.inner.raft.change_membership(openraft::ChangeMembers::RemoveNodes(BTreeSet::from([id])), true)).await
-    }
-
-    /// Makes another voter the leader.
-    pub async fn transfer_leader(&self, _to: Option<u64>) -> Result<u64, AdminError> {
-        Err(AdminError::Refused("not yet".to_owned()))
     }
 
     /// Whether this server is the only one with a vote: then it leads as soon as its disk has taken the vote.
@@ -466,11 +483,14 @@ impl<M: Machine> RaftNode<M> {
             }
             PeerRpc::Propose => return self.inner.proposer.serve(from, &body).await,
             PeerRpc::ReadIndex => return self.inner.reader.serve(from, &body).await,
-            PeerRpc::Append | PeerRpc::Vote | PeerRpc::Snapshot | PeerRpc::Transfer => {}
+            PeerRpc::Transfer => return self.inner.elector.handle(self.inner.id, from, &body).await,
+            PeerRpc::Append | PeerRpc::Vote | PeerRpc::Snapshot => {}
         }
         let raft = &self.inner.raft;
         let stopped = |e: String| PeerError::Stopped(e);
-        match Request::decode(self.inner.id, from, kind, &body)? {
+        let request = Request::decode(self.inner.id, from, kind, &body)?;
+        let _heard = request.leader().and_then(|leader| self.inner.elector.hear(leader));
+        match request {
             Request::Append(request) => {
                 // G3, the receiver's side.
                 check_append(&request).map_err(|refusal| PeerError::Refused(refusal.to_string()))?;
@@ -481,7 +501,7 @@ impl<M: Machine> RaftNode<M> {
                 Ok(Reply::encode_append(&answer))
             }
             Request::Vote(request) => {
-                let answer = raft.vote(request).await.map_err(|e| stopped(e.to_string()))?;
+                let answer = self.inner.elector.vote(request).await.map_err(|e| stopped(e.to_string()))?;
                 Ok(Reply::encode_vote(&answer))
             }
             Request::Snapshot { vote, part } => {
@@ -492,11 +512,29 @@ impl<M: Machine> RaftNode<M> {
         }
     }
 
-    /// Stops in the reverse order of the start: no new proposals, openraft, then the writer, which finishes what is queued
-    /// and closes the file. Returns when all tasks and threads have ended; idempotent.
+    /// Hands leadership over to `to`, or to the most up-to-date other voter, and gives who leads then. Proposals wait
+    /// meanwhile, a second at most, and are then refused with the new leader's id.
+    ///
+    /// # Errors
+    /// See [`TransferError`]; a hand-over that cannot work is refused before anything has stopped.
+    pub async fn transfer_leader(&self, to: Option<u64>) -> Result<u64, TransferError> {
+        if let Some(reason) = self.inner.fatal.get() {
+            return Err(TransferError::Fatal(reason));
+        }
+        let Inner { id, raft, elector, gate, membership, .. } = &*self.inner;
+        HandOver { id: *id, raft, elector, gate, membership }.run(to).await
+    }
+
+    /// Stops in the reverse order of the start: a leader hands over first (a second at most), then no new proposals,
+    /// openraft, and the writer, which finishes what is queued and closes the file. Returns when all tasks and threads have
+    /// ended; idempotent.
     pub async fn shutdown(&self) {
-        self.inner.stop.send_replace(true);
         let mut parts = self.inner.parts.lock().await;
+        if parts.is_some() && *self.inner.leads.borrow() {
+            // Logged where it happens; without a successor the others elect one.
+            let _ = Runtime::timeout(transfer::PAUSE, self.transfer_leader(None)).await;
+        }
+        self.inner.stop.send_replace(true);
         let Some(Parts { tasks, writer }) = parts.take() else { return };
         for (name, task) in tasks {
             if let Err(e) = task.await {
@@ -535,25 +573,35 @@ async fn watch_core(
 }
 
 /// Follows openraft's metrics: tells who leads, and notices when its core has died.
-async fn watch_metrics(raft: Raft, leads: watch::Sender<bool>, mut stop: watch::Receiver<bool>, fatal: Fatal) {
+///
+/// openraft 0.9 has no check-quorum: a leader cut off from the others goes on believing in itself. Here it counts as leader
+/// only while a quorum has confirmed it within an election timeout, so that two servers never run the leader loops for long.
+async fn watch_metrics(raft: Raft, clock: Arc<Clock>, leads: watch::Sender<bool>, mut stop: watch::Receiver<bool>, fatal: Fatal) {
     let mut metrics = raft.metrics();
+    let mut seen = Now::now();
     loop {
-        let failed = {
+        let (failed, leading) = {
             let m = metrics.borrow_and_update();
             let failed = m.running_state.as_ref().err().map(ToString::to_string);
-            let now = failed.is_none() && m.current_leader == Some(m.id);
-            leads.send_if_modified(|held| std::mem::replace(held, now) != now);
-            failed
+            let alone = m.membership_config.membership().voter_ids().eq([m.id]);
+            // Without a number the leader is new: a quorum has just elected it.
+            let confirmed = Duration::from_millis(m.millis_since_quorum_ack.unwrap_or(0)) + (Now::now() - seen);
+            let leading = failed.is_none() && m.current_leader == Some(m.id);
+            (failed, leading && (alone || confirmed <= clock.timeout_max()))
         };
+        leads.send_if_modified(|held| std::mem::replace(held, leading) != leading);
         tokio::select! {
             biased;
             _ = stop.wait_for(|s| *s) => break,
             changed = metrics.changed(), if failed.is_none() => {
+                seen = Now::now();
                 if changed.is_err() {
                     fatal.raise("openraft has ended");
                     break;
                 }
             }
+            // The last word ages although openraft says nothing new: its core may be waiting for the disk.
+            () = Runtime::sleep(clock.tick() * 2), if failed.is_none() && leading => {}
             // Not stopped by us, so it never heals.
             () = std::future::ready(()), if failed.is_some() => {
                 fatal.raise(format!("openraft has failed: {}", failed.unwrap_or_default()));

@@ -29,6 +29,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::tail::Tail;
 use self::writer::{Done, Op, Writer};
 use super::IoMode;
+use super::clock::Latency;
 use super::error::{StoreError, chain, invalid};
 use super::fatal::Fatal;
 use super::runtime::Runtime;
@@ -56,6 +57,8 @@ pub(crate) struct Shared {
     db: RwLock<Option<Database>>,
     view: Mutex<View>,
     fatal: Fatal,
+    /// How long the flushes take; election timers follow it.
+    flushes: Arc<Latency>,
     /// Whether an append must directly follow the last entry. Always, except in openraft's suite, whose cases append
     /// out of order.
     strict: AtomicBool,
@@ -139,6 +142,11 @@ impl LogReader {
     pub(crate) fn read(&self, from: u64, upto: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
         self.0.read(from..=upto, max_bytes)
     }
+
+    /// The last durable entry, purged or not.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        self.0.view().last
+    }
 }
 
 /// openraft's log store. There is one per node; the readers are clones of [`LogReader`].
@@ -208,6 +216,7 @@ impl LogStore {
             db: RwLock::new(Some(db)),
             view: Mutex::new(view),
             fatal,
+            flushes: Arc::default(),
             strict: AtomicBool::new(true),
             busy: AtomicUsize::new(0),
         });
@@ -233,6 +242,11 @@ impl LogStore {
     pub(crate) fn busy(&self) -> impl Fn() -> bool + Send + Sync + 'static {
         let shared = Arc::downgrade(&self.shared);
         move || shared.upgrade().is_some_and(|s| s.busy.load(Ordering::Relaxed) > 0)
+    }
+
+    /// How long its flushes take.
+    pub(crate) fn flushes(&self) -> Arc<Latency> {
+        self.shared.flushes.clone()
     }
 
     /// Last purged log id and last log id.

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Shared;
 use super::compaction::{Compactor, Stepped};
 use super::tables::{self, COMMITTED, FILE, LOG, META, PURGED, VOTE};
+use crate::raft::election::Now;
 use crate::raft::error::{StoreError, chain};
 use crate::raft::record::{Damage, Kind};
 use crate::raft::stored::{EntryV1, LogIdV1, VoteV1, encode};
@@ -214,7 +215,9 @@ impl Writer {
         let write = db.begin_write().map_err(|e| StoreError::redb("write", FILE, e))?;
         let mut step = Step::new(&shared, self.live);
         self.fill(&write, group, &mut step)?;
+        let started = Now::now();
         write.commit().map_err(|e| StoreError::redb("flush", FILE, e))?;
+        shared.flushes.record(Now::now() - started);
         if self.stale_from.is_some() && step.stale_from.is_none() || step.purged != shared.view().purged {
             self.compactor.deleted();
         }

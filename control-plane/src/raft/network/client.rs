@@ -12,14 +12,16 @@ use openraft::storage::Snapshot;
 use openraft::{AsyncRuntime, BasicNode, OptionalSend};
 
 use super::super::IoMode;
+use super::super::clock::Clock;
 use super::super::fatal::Fatal as Signal;
 use super::super::runtime::Runtime;
 use super::super::types::{AppendRequest, Types, Vote};
 use super::wire::{Reply, Request};
 use super::{Pace, Peer, PeerError, PeerRpc, PeerTransport, check_append};
 
-/// Pause before a peer that could not be reached is tried again.
-pub(super) const RETRY: Duration = Duration::from_millis(100);
+/// Pause before a peer that could not be reached is tried again. Short: it is also how long a peer that is back, or whose
+/// message was lost, waits for its next heartbeat.
+pub(super) const RETRY: Duration = Duration::from_millis(50);
 
 type CallError = RPCError<u64, BasicNode, RaftError<u64>>;
 
@@ -28,6 +30,8 @@ pub(crate) struct PeerNetwork {
     pub transport: Arc<dyn PeerTransport>,
     /// Longest time without progress in sending a snapshot.
     pub snapshot_ttl: Duration,
+    /// Says how long an append or a vote may take.
+    pub clock: Arc<Clock>,
     pub contacts: Contacts,
     /// Shared by all peers: how fast snapshots leave this server.
     pub pace: Arc<Pace>,
@@ -60,8 +64,8 @@ impl RaftNetworkFactory<Types> for PeerNetwork {
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> PeerClient {
         let peer = Peer { id: target, addr: node.addr.clone() };
         let (transport, pace, fatal) = (self.transport.clone(), self.pace.clone(), self.fatal.clone());
-        let (snapshot_ttl, contacts) = (self.snapshot_ttl, self.contacts.clone());
-        PeerClient { transport, peer, snapshot_ttl, contacts, pace, io: self.io, fatal }
+        let (snapshot_ttl, clock, contacts) = (self.snapshot_ttl, self.clock.clone(), self.contacts.clone());
+        PeerClient { transport, peer, snapshot_ttl, clock, contacts, pace, io: self.io, fatal }
     }
 }
 
@@ -72,6 +76,7 @@ pub(crate) struct PeerClient {
     pub(super) pace: Arc<Pace>,
     pub(super) io: IoMode,
     pub(super) fatal: Signal,
+    clock: Arc<Clock>,
     contacts: Contacts,
 }
 
@@ -93,20 +98,20 @@ fn unreachable(e: PeerError) -> CallError {
 }
 
 impl RaftNetwork<Types> for PeerClient {
-    async fn append_entries(&mut self, rpc: AppendRequest, option: RPCOption) -> Result<AppendEntriesResponse<u64>, CallError> {
+    async fn append_entries(&mut self, rpc: AppendRequest, _: RPCOption) -> Result<AppendEntriesResponse<u64>, CallError> {
         // G3, the sender's side.
         if let Err(refusal) = check_append(&rpc) {
             tracing::warn!(peer = self.peer.id, %refusal, "a stale replication stream was stopped");
             return Err(unreachable(PeerError::Refused(refusal.to_string())));
         }
         let body = Request::encode_append(self.peer.id, &rpc);
-        let answer = self.call(PeerRpc::Append, body, option.hard_ttl()).await;
+        let answer = self.call(PeerRpc::Append, body, self.clock.call_ttl()).await;
         answer.and_then(|b| Reply::decode_append(&b)).map_err(unreachable)
     }
 
-    async fn vote(&mut self, rpc: VoteRequest<u64>, option: RPCOption) -> Result<VoteResponse<u64>, CallError> {
+    async fn vote(&mut self, rpc: VoteRequest<u64>, _: RPCOption) -> Result<VoteResponse<u64>, CallError> {
         let body = Request::encode_vote(self.peer.id, &rpc);
-        let answer = self.call(PeerRpc::Vote, body, option.hard_ttl()).await;
+        let answer = self.call(PeerRpc::Vote, body, self.clock.call_ttl()).await;
         answer.and_then(|b| Reply::decode_vote(&b)).map_err(unreachable)
     }
 
@@ -158,6 +163,7 @@ mod tests {
         let mut network = PeerNetwork {
             transport: transport.clone(),
             snapshot_ttl: Duration::from_secs(1),
+            clock: Arc::new(Clock::new(&crate::raft::Tuning::fast(), Arc::default())),
             contacts: Contacts::default(),
             pace: Arc::new(Pace::new(1 << 20)),
             io: IoMode::Inline,

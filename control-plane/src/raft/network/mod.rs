@@ -47,7 +47,7 @@ pub enum PeerRpc {
     Propose = 4,
     /// The index a linearizable read must have reached.
     ReadIndex = 5,
-    /// Of the leader to the server that shall lead next.
+    /// Around an election: the hand-over of leadership, and the question before one stands.
     Transfer = 6,
     /// Of a server to the leader: which agents it hears.
     Leases = 7,

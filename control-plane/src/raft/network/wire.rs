@@ -80,6 +80,15 @@ pub(crate) enum Request {
 }
 
 impl Request {
+    /// The vote of the leader this comes from, if it is a leader's.
+    pub(crate) fn leader(&self) -> Option<Vote> {
+        match self {
+            Self::Append(request) => Some(request.vote),
+            Self::Snapshot { vote, .. } => Some(*vote),
+            Self::Vote(_) => None,
+        }
+    }
+
     pub(crate) fn encode_append(to: u64, r: &AppendRequest) -> Bytes {
         let entries = r.entries.iter().map(EntryV1::from).collect();
         let (prev, commit) = (r.prev_log_id.map(Into::into), r.leader_commit.map(Into::into));

@@ -8,6 +8,7 @@ mod forward_property;
 mod seed;
 mod single;
 mod suite;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
