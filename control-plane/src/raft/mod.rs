@@ -4,7 +4,9 @@
 //! [`Machine`] and answers them once they are durable on a quorum and applied; openraft's own types stay inside.
 //!
 //! ```text
-//! propose --> batcher: many commands, one entry --> openraft --> log_store: one writer, one flush
+//! propose --> forward: to the leader, if another server is it (read_index: the same for reads)
+//!               |
+//!            batcher: many commands, one entry --> openraft --> log_store: one writer, one flush
 //!                                                      |             (redb on a Disk)
 //!             peers <-- network (PeerTransport) <------+
 //!                                                      +--> state_machine --> Machine --> answers, `applied`
