@@ -18,7 +18,7 @@ use super::machine::Machine;
 use super::network::{Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
 use super::runtime::Runtime;
 use super::snapshots::SnapshotStore;
-use super::state_machine::StateMachine;
+use super::state_machine::{self, StateMachine};
 use super::status::Status;
 use super::tuning::Tuning;
 use super::types::{Raft, SnapshotBytes};
@@ -88,6 +88,8 @@ impl<M: Machine> RaftNode<M> {
         let snapshots = Arc::new(snapshots);
         let (log, writer) = LogStore::open(disk, node_id, snapshots.gate(), fatal.clone(), tuning.io).await?;
 
+        let at_start = newest.as_ref().and_then(|s| state_machine::mark(&s.meta));
+        log.tell_opened(at_start);
         let purged = log.bounds().0.map(|id| id.index);
         let reached = newest.as_ref().and_then(|s| s.meta.last_log_id).map(|id| id.index);
         if let Some(purged) = purged.filter(|p| reached.is_none_or(|r| r < *p)) {

@@ -13,6 +13,7 @@ use super::IoMode;
 use super::error::StoreError;
 use super::fatal::Fatal;
 use super::machine::{Capture, Machine};
+use super::runtime::{Mark, Stored, stored};
 use super::snapshots::{Loaded, SnapshotStore};
 use super::types::{Answers, Batch, Entry, LogId, SnapshotBytes, SnapshotMeta, StorageError, StoredMembership, Types};
 
@@ -97,6 +98,18 @@ fn snapshot_error(fatal: &Fatal, verb: ErrorVerb, e: &StoreError) -> StorageErro
     StorageIOError::new(ErrorSubject::Snapshot(None), verb, openraft::AnyError::error(e.chain())).into()
 }
 
+/// The mark of a snapshot: its last entry and the membership it carries.
+pub(crate) fn mark(meta: &SnapshotMeta) -> Option<Mark> {
+    let voters = Some(meta.last_membership.membership().get_joint_config().clone());
+    meta.last_log_id.map(|id| Mark { voters, ..id.into() })
+}
+
+fn tell_snapshot(meta: &SnapshotMeta, installed: bool) {
+    if let Some(last) = mark(meta) {
+        stored(|| Stored::Snapshot { last, installed });
+    }
+}
+
 impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
     type SnapshotBuilder = SnapshotBuilder;
 
@@ -155,9 +168,11 @@ impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
             let reason = format!("the state refuses snapshot {}: {reason}", meta.snapshot_id);
             return Err(self.fail(ErrorSubject::Snapshot(None), ErrorVerb::Write, reason));
         }
-        let (snapshots, meta) = (self.snapshots.clone(), meta.clone());
-        let saved = self.io.run(move || snapshots.save(&meta, &snapshot.0)).await;
-        saved.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))
+        let (snapshots, saving) = (self.snapshots.clone(), meta.clone());
+        let saved = self.io.run(move || snapshots.save(&saving, &snapshot.0)).await;
+        saved.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))?;
+        tell_snapshot(meta, true);
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError> {
@@ -191,6 +206,7 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
             snapshots.save(&meta, &content).map(|()| content)
         });
         let content = built.await.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))?;
+        tell_snapshot(&self.meta, false);
         Ok(Snapshot { meta: self.meta.clone(), snapshot: Box::new(SnapshotBytes(content.into())) })
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use openraft::{AsyncRuntime, Config, SnapshotPolicy};
 
 use super::error::{StartError, StoreError};
-use super::runtime::Runtime;
+use super::runtime::{self, Runtime};
 
 /// Where disk work runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,10 @@ impl IoMode {
         work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         match self {
-            Self::Inline => work(),
+            Self::Inline => {
+                runtime::disk_delay().await;
+                work()
+            }
             Self::Threads => {
                 let done = tokio::task::spawn_blocking(work).await;
                 done.unwrap_or_else(|e| Err(StoreError::Stopped(format!("disk work did not finish: {e}"))))

@@ -30,7 +30,7 @@ use self::writer::{Done, Op, Writer};
 use super::IoMode;
 use super::error::{StoreError, chain, invalid};
 use super::fatal::Fatal;
-use super::runtime::Runtime;
+use super::runtime::{Mark, Runtime, Stored, stored, watched};
 use super::types::{Entry, LogId, StorageError, Types, Vote};
 
 /// Most bytes of entries read for one message to a peer; at least one entry is always read.
@@ -178,6 +178,24 @@ impl LogStore {
         self.shared.strict.store(false, std::sync::atomic::Ordering::Relaxed);
     }
 
+    /// Tells whoever watches what the file held.
+    pub(crate) fn tell_opened(&self, snapshot: Option<Mark>) {
+        if watched() {
+            let (vote, purged) = {
+                let view = self.shared.view();
+                (view.vote, view.purged)
+            };
+            // A failure here raises the fatal signal, and the start fails of itself.
+            let entries = self.shared.read(.., usize::MAX).unwrap_or_default();
+            stored(|| Stored::Opened {
+                vote: vote.map(|v| (v.leader_id.term, v.leader_id.node_id, v.committed)),
+                purged: purged.map(Mark::from),
+                entries: entries.iter().map(Mark::from).collect(),
+                snapshot,
+            });
+        }
+    }
+
     /// Last purged log id and last log id.
     pub(crate) fn bounds(&self) -> (Option<LogId>, Option<LogId>) {
         let view = self.shared.view();
@@ -248,6 +266,9 @@ impl RaftLogStorage<Types> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let vote = *vote;
         let saved = self.perform(|done| Op::Vote(vote, done)).await;
+        if saved.is_ok() {
+            stored(|| Stored::Vote(vote.leader_id.term, vote.leader_id.node_id, vote.committed));
+        }
         saved.map_err(|e| storage(ErrorSubject::Vote, ErrorVerb::Write, &e))
     }
 
@@ -264,6 +285,7 @@ impl RaftLogStorage<Types> for LogStore {
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
         // Not worth a flush of its own, nor an error: a stopped writer says so at the next append.
         if let Some(id) = committed {
+            stored(|| Stored::Committed(id.into()));
             let _ = self.queue.send(Op::Committed(id)).await;
             self.committed = Some(id);
         }
@@ -282,8 +304,10 @@ impl RaftLogStorage<Types> for LogStore {
         let entries: Vec<Entry> = entries.into_iter().collect();
         // openraft 0.9 waits for the callback before it goes on, so waiting here costs nothing and makes "readable when
         // append returns" the same moment as "durable".
+        let marks: Option<Vec<Mark>> = watched().then(|| entries.iter().map(Mark::from).collect());
         match self.perform(|done| Op::Append(entries, done)).await {
             Ok(()) => {
+                stored(|| Stored::Appended(marks.unwrap_or_default()));
                 callback.log_io_completed(Ok(()));
                 Ok(())
             }
@@ -295,13 +319,17 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        stored(|| Stored::Truncating(log_id.index));
         let cut = self.perform(|done| Op::Truncate(log_id.index, done)).await;
         cut.map_err(|e| storage(ErrorSubject::Logs, ErrorVerb::Delete, &e))
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
         let purged = match self.snapshot_covers(log_id.index).await {
-            Ok(()) => self.perform(|done| Op::Purge(log_id, done)).await,
+            Ok(()) => {
+                stored(|| Stored::Purging(log_id.into()));
+                self.perform(|done| Op::Purge(log_id, done)).await
+            }
             Err(e) => Err(e),
         };
         purged.map_err(|e| storage(ErrorSubject::Logs, ErrorVerb::Delete, &e))

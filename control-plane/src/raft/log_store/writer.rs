@@ -15,6 +15,7 @@ use super::Shared;
 use super::tables::{self, COMMITTED, FILE, LOG, META, PURGED, VOTE};
 use crate::raft::error::{StoreError, chain};
 use crate::raft::record::{Damage, Kind};
+use crate::raft::runtime;
 use crate::raft::stored::{EntryV1, LogIdV1, VoteV1, encode};
 use crate::raft::types::{Entry, LogId, Vote};
 
@@ -97,7 +98,11 @@ impl Writer {
                 tokio::task::yield_now().await;
                 continue;
             }
-            if queue.recv_many(&mut group, GROUP).await == 0 || self.process(&mut group) {
+            if queue.recv_many(&mut group, GROUP).await == 0 {
+                break;
+            }
+            runtime::disk_delay().await;
+            if self.process(&mut group) {
                 break;
             }
         }
