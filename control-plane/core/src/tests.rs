@@ -528,3 +528,20 @@ fn an_end_for_want_of_memory_is_told_as_that_also_when_the_next_start_came_at_on
     let events: Vec<String> = world.state.events.values().filter(|e| e.kind == EventKind::CopyExited).map(|e| e.message.clone()).collect();
     assert_eq!(events, ["out of memory: killed at its limit of 64 MiB (peak 64 MiB) after 3s"]);
 }
+
+#[test]
+fn the_time_of_a_leader_whose_clock_was_an_hour_ahead_is_not_waited_for() {
+    let mut world = World::new(1);
+    let right = world.now;
+    world.now = right + Span::secs(3600);
+    world.deploy("web", spec());
+    world.reconcile();
+    world.agents();
+    assert!(world.state.allocs.values().all(|a| a.status.as_ref().unwrap().ready_since > Some(right)));
+    let gave_up = SlotFailures { release: 1, count: 4, last_at: world.now };
+    world.state.failures.insert((key("web"), 2), gave_up);
+    world.now = right;
+    world.run(2);
+    assert_eq!(world.ready("web"), 3);
+    assert_eq!(world.deployment("web").phase, DeploymentPhase::Succeeded);
+}
