@@ -74,6 +74,8 @@ pub enum Stored {
         purged: Option<Mark>,
         /// The entries behind it.
         entries: Vec<Mark>,
+        /// Up to where the log is known to be committed.
+        committed: Option<Mark>,
         /// Last entry of the newest snapshot.
         snapshot: Option<Mark>,
     },

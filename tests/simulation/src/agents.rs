@@ -187,8 +187,9 @@ impl Host {
         // Ends first: a process that ends in the same moment as another begins has left its port.
         for ends in [true, false] {
             for (id, copy) in copies.iter_mut() {
-                let (due, later): (Vec<_>, Vec<_>) =
-                    std::mem::take(&mut copy.due).into_iter().partition(|(at, e)| *at <= now.mono && matches!(e, Happened::Ended { .. }) == ends);
+                let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut copy.due)
+                    .into_iter()
+                    .partition(|(at, e)| *at <= now.mono && matches!(e, Happened::Ended { .. }) == ends);
                 copy.due = later;
                 for (_, event) in due {
                     match &event {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::entropy::Rng;
 
 /// Wall time at which every run starts.
-const EPOCH_MS: i64 = 1_800_000_000_000;
+pub const EPOCH_MS: i64 = 1_800_000_000_000;
 
 /// One machine's clocks.
 #[derive(Clone, Debug)]

@@ -263,7 +263,8 @@ impl Nemesis {
             let server = Server::new(&self.world, id, self.rng.range(0..400) as i64 - 200, self.rng.range(0..20_000) as i64 - 10_000);
             self.world.add_server(server.clone());
             server.start(&self.world);
-            let joined = admin(&self.world, &leader, move |p| async move { p.node.add_learner(id, &format!("s{id}:1")).await.is_ok() }).await;
+            let joined =
+                admin(&self.world, &leader, move |p| async move { p.node.add_learner(id, &format!("s{id}:1")).await.is_ok() }).await;
             if !joined {
                 return; // it stays outside, or a learner; the end sorts it out
             }

@@ -72,7 +72,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let own = std::env::current_exe().context("failed to find this program")?;
     let good = match Cli::parse().command {
         Verb::Run { seeds, jobs, time_limit, planted, until_found } => {
-            let (first, last) = seeds.split_once("..").and_then(|(a, b)| Some((a.parse().ok()?, b.parse::<u64>().ok()?))).context("--seeds is not of the form A..B")?;
+            let (first, last) = seeds
+                .split_once("..")
+                .and_then(|(a, b)| Some((a.parse().ok()?, b.parse::<u64>().ok()?)))
+                .context("--seeds is not of the form A..B")?;
             let runner = Runner { time_limit: time_limit.map(Duration::from_secs), planted, until_found, ..Runner::new(own, jobs) };
             let sum = runner.many(first..last + 1, |o| show_bad(o, runner.planted.as_deref()))?;
             show_sum(&sum);
@@ -85,7 +88,10 @@ fn main() -> anyhow::Result<ExitCode> {
                 println!("{}", serde_json::to_string(&outcome)?);
             } else {
                 show_bad(&outcome, planted.as_deref());
-                println!("seed {seed}: trace {} of {} events, {} virtual ms, {} operations, faults {:?}", outcome.hash, outcome.events, outcome.virtual_ms, outcome.operations, outcome.faults);
+                println!(
+                    "seed {seed}: trace {} of {} events, {} virtual ms, {} operations, faults {:?}",
+                    outcome.hash, outcome.events, outcome.virtual_ms, outcome.operations, outcome.faults
+                );
             }
             outcome.violations.is_empty()
         }

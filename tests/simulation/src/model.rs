@@ -53,7 +53,7 @@ impl ServerModel {
     /// Takes over what the store says it did.
     pub fn take(&mut self, what: &Stored) {
         match what {
-            Stored::Opened { vote, purged, entries, snapshot } => {
+            Stored::Opened { vote, purged, entries, committed, snapshot } => {
                 self.vote = *vote;
                 self.purged = purged.as_ref().map(|p| (p.index, p.leader));
                 self.log.clear();
@@ -64,7 +64,7 @@ impl ServerModel {
                 if let Some(Mark { index, voters: Some(voters), .. }) = snapshot {
                     self.memberships.insert(*index, voters.clone());
                 }
-                (self.committed, self.applied) = (0, 0);
+                (self.committed, self.applied) = (committed.as_ref().map_or(0, |c| c.index), 0);
             }
             Stored::Vote(term, server, committed) => self.vote = Some((*term, *server, *committed)),
             Stored::Appended(entries) => entries.iter().for_each(|e| self.keep(e)),

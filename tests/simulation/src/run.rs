@@ -248,7 +248,10 @@ fn unsettled(world: &Arc<World>) -> Option<String> {
         return Some(format!("server {first} is at {}, server {other} at {}", state.index, its.index));
     }
     if let Some(deployment) = state.deployments.values().find(|d| !d.phase.is_final()) {
-        return Some(format!("deployment of {} release {} is {:?}", deployment.key, deployment.release, deployment.phase));
+        let now = Timestamp(crate::clock::EPOCH_MS as u64 + world.now() / 1000);
+        let why = state.workload(&deployment.key).map(|w| optimus_core::view::explain_workload(&state, w, now));
+        let why = why.map(|w| format!("{}; {:?}; failures {:?}", w.summary, w.evidence, state.failures)).unwrap_or_default();
+        return Some(format!("deployment of {} release {} is {:?}: {why}", deployment.key, deployment.release, deployment.phase));
     }
     for workload in state.workloads.values() {
         let wanted = if workload.stopped { 0 } else { workload.copies };
@@ -258,7 +261,8 @@ fn unsettled(world: &Arc<World>) -> Option<String> {
         }
     }
     let wanted: BTreeSet<(NodeId, _)> = state.allocs.values().filter(|a| a.run).map(|a| (a.node, a.id)).collect();
-    let running: BTreeSet<(NodeId, _)> = world.hosts().iter().flat_map(|h| h.running().into_iter().map(|id| (h.node, id)).collect::<Vec<_>>()).collect();
+    let running: BTreeSet<(NodeId, _)> =
+        world.hosts().iter().flat_map(|h| h.running().into_iter().map(|id| (h.node, id)).collect::<Vec<_>>()).collect();
     wanted.symmetric_difference(&running).next().map(|(node, id)| format!("copy {id} on {node}: wanted and running differ"))
 }
 

@@ -282,14 +282,8 @@ impl fmt::Debug for NodeHooks {
 
 impl NodeHooks {
     fn new(world: &Arc<World>, server: &Arc<Server>, life: u64, rng: Rng) -> Arc<Self> {
-        let state = HookState {
-            rng,
-            tasks: Vec::new(),
-            paused: false,
-            waiting: Vec::new(),
-            crash_after: None,
-            on_power_loss: Crash::LoseAll,
-        };
+        let state =
+            HookState { rng, tasks: Vec::new(), paused: false, waiting: Vec::new(), crash_after: None, on_power_loss: Crash::LoseAll };
         Arc::new(Self {
             world: Arc::downgrade(world),
             server: Arc::downgrade(server),
@@ -438,11 +432,12 @@ impl Hooks for NodeHooks {
 
 fn brief(what: &Stored) -> String {
     match what {
-        Stored::Opened { vote, purged, entries, snapshot } => format!(
-            "opened: vote {vote:?}, purged {:?}, entries {:?}..{:?}, snapshot {:?}",
+        Stored::Opened { vote, purged, entries, committed, snapshot } => format!(
+            "opened: vote {vote:?}, purged {:?}, entries {:?}..{:?}, committed {:?}, snapshot {:?}",
             purged.as_ref().map(|p| p.index),
             entries.first().map(|e| e.index),
             entries.last().map(|e| (e.index, e.leader)),
+            committed.as_ref().map(|c| c.index),
             snapshot.as_ref().map(|s| s.index)
         ),
         Stored::Vote(term, of, granted) => format!("vote T{term}-N{of} {granted}"),

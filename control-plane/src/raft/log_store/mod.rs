@@ -191,6 +191,7 @@ impl LogStore {
                 vote: vote.map(|v| (v.leader_id.term, v.leader_id.node_id, v.committed)),
                 purged: purged.map(Mark::from),
                 entries: entries.iter().map(Mark::from).collect(),
+                committed: self.committed.map(Mark::from),
                 snapshot,
             });
         }

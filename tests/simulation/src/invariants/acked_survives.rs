@@ -16,7 +16,9 @@ pub struct AckedSurvives {
 impl AckedSurvives {
     fn missing(&self, state: &State) -> Option<String> {
         let lost = self.acked.iter().find(|(id, answer)| state.requests.get(*id).is_none_or(|held| held.answer != **answer));
-        lost.map(|(id, answer)| format!("request {id} was answered {answer:?}, the state has {:?}", state.requests.get(id).map(|a| &a.answer)))
+        lost.map(|(id, answer)| {
+            format!("request {id} was answered {answer:?}, the state has {:?}", state.requests.get(id).map(|a| &a.answer))
+        })
     }
 }
 

@@ -15,7 +15,9 @@ impl Invariant for Bounded {
 
     fn on(&mut self, event: &Event<'_>, _: &Model) -> Result<(), String> {
         match *event {
-            Event::Size { what, server, size, bound } if size > bound => Err(format!("server {server} has {size} {what}, at most {bound} are allowed")),
+            Event::Size { what, server, size, bound } if size > bound => {
+                Err(format!("server {server} has {size} {what}, at most {bound} are allowed"))
+            }
             Event::Applied { index, after, .. } if after.events.len() > EVENTS_KEPT || after.requests.len() > REQUESTS_KEPT => {
                 Err(format!("{} events and {} requests are kept at {index}", after.events.len(), after.requests.len()))
             }

@@ -14,15 +14,16 @@ impl Invariant for Durable {
     }
 
     fn on(&mut self, event: &Event<'_>, model: &Model) -> Result<(), String> {
-        let Event::Stored { server, what: Stored::Opened { vote, purged, entries, snapshot } } = *event else { return Ok(()) };
+        let Event::Stored { server, what: Stored::Opened { vote, purged, entries, snapshot, .. } } = *event else { return Ok(()) };
         let known = model.server(server);
         if known.damaged {
             return Ok(());
         }
         let purged = purged.as_ref().map_or(0, |p| p.index);
-        let lost = known.log.iter().find(|(index, leader)| {
-            **index > purged && !entries.iter().any(|e| e.index == **index && e.leader == **leader)
-        });
+        let lost = known
+            .log
+            .iter()
+            .find(|(index, leader)| **index > purged && !entries.iter().any(|e| e.index == **index && e.leader == **leader));
         if let Some((index, leader)) = lost {
             return Err(format!("server {server} lost entry {index} of {leader:?}, which it had stored"));
         }

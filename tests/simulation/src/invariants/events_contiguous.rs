@@ -45,7 +45,8 @@ impl Invariant for EventsContiguous {
                 }
                 let Some(truth) = model.canon.range(..=upto).next_back().and_then(|(_, c)| c.states.last()) else { return Ok(()) };
                 let window = (Bound::Excluded(after), Bound::Included((upto, u32::MAX)));
-                let expected: Vec<(u64, u32)> = if after.0 > upto { Vec::new() } else { truth.events.range(window).map(|(p, _)| *p).collect() };
+                let expected: Vec<(u64, u32)> =
+                    if after.0 > upto { Vec::new() } else { truth.events.range(window).map(|(p, _)| *p).collect() };
                 if expected != places {
                     return Err(format!("reader {reader} after {after:?} was given {places:?}, should be {expected:?}"));
                 }

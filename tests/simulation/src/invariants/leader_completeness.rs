@@ -15,7 +15,9 @@ impl Invariant for LeaderCompleteness {
         let Event::Leads { server, term } = *event else { return Ok(()) };
         let known = model.server(server);
         match model.committed.iter().find(|(index, leader)| leader.0 < term && !known.holds(**index, **leader)) {
-            Some((index, leader)) => Err(format!("server {server} leads term {term} without entry {index} of {leader:?}, which is committed")),
+            Some((index, leader)) => {
+                Err(format!("server {server} leads term {term} without entry {index} of {leader:?}, which is committed"))
+            }
             None => Ok(()),
         }
     }

@@ -23,7 +23,10 @@ impl Invariant for LogMatching {
             if let (Some(here), Some(seen)) = (before, seen)
                 && here != *seen
             {
-                return Err(format!("entry {} of {:?} follows one of {here:?} on server {server}, of {seen:?} elsewhere", entry.index, entry.leader));
+                return Err(format!(
+                    "entry {} of {:?} follows one of {here:?} on server {server}, of {seen:?} elsewhere",
+                    entry.index, entry.leader
+                ));
             }
             before = Some(entry.leader);
         }

@@ -7,12 +7,12 @@
 //! The first eleven and `leader_append_only` are openraft's own list for its fuzzer; `durable` to `linearizable` are ours.
 
 mod acked_survives;
+mod applied_monotonic;
 mod bounded;
 mod capacity;
 mod commit_monotonic;
 mod committed_immutable;
 mod committed_on_quorum;
-mod applied_monotonic;
 mod converged;
 mod desired_is_actual;
 mod digest;

@@ -15,7 +15,11 @@ impl Invariant for Restarts {
         let Event::Refused { server, reason, expected } = *event else { return Ok(()) };
         if model.server(server).damaged {
             let names_file = reason.contains("raft.redb") || reason.contains("snapshot-");
-            return if names_file { Ok(()) } else { Err(format!("server {server} refuses its damaged disk without naming the file: {reason}")) };
+            return if names_file {
+                Ok(())
+            } else {
+                Err(format!("server {server} refuses its damaged disk without naming the file: {reason}"))
+            };
         }
         if expected { Ok(()) } else { Err(format!("server {server} cannot start: {reason}")) }
     }
