@@ -1,7 +1,8 @@
 //! Bugs planted on purpose, by which the simulator proves that it finds bugs.
 //!
-//! They exist only in a build with `--cfg optimus_planted`, all of them in one build; one is chosen at run time by
-//! [`choose`]. In every other build [`planted`] is the constant `false`, and what it guards is not compiled in.
+//! They exist only in a build with `--cfg optimus_planted` (which the environment variable `OPTIMUS_PLANTED` sets, see
+//! `build.rs`), all of them in one build; one is chosen at run time by [`choose`]. In every other build [`planted`] is the
+//! constant `false`, and what it guards is not compiled in.
 //! `tests/simulation/planted.txt` lists them with the seed that finds each.
 
 use std::sync::OnceLock;

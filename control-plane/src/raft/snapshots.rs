@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use optimus_common::disk::Disk;
+use optimus_common::planted::planted;
 use tokio::sync::watch;
 
 use super::error::StoreError;
@@ -117,7 +118,9 @@ impl SnapshotStore {
         let head = seal_head(meta, content);
         file.write_at(0, &head).map_err(io("write"))?;
         file.write_at(head.len() as u64, content).map_err(io("write"))?;
-        file.sync_data().map_err(io("flush"))?;
+        if !planted("rename-before-fsync") {
+            file.sync_data().map_err(io("flush"))?;
+        }
         self.disk.rename(&temporary, &name).map_err(io("rename"))?;
         self.disk.sync_dir().map_err(io("flush the directory of"))?;
         self.durable.send_modify(|held| *held = (*held).max(meta.last_log_id.map(|id| id.index)));

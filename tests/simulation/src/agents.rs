@@ -300,6 +300,7 @@ impl Host {
         let (statuses, gone) = self.news();
         let (report, ended) = (statuses.clone(), gone.clone());
         let id = server.id;
+        let confused = !world.is_calm() && self.lock().rng.chance(0.5);
         let answer = ask(world, &server, PATIENCE, move |process| async move {
             let store = process.store;
             if !store.status().is_leader {
@@ -310,6 +311,12 @@ impl Host {
             let known = state.nodes.get(&host.node)?;
             if !known.up {
                 store.propose(Command::NodeUp { node: host.node, facts: host.facts() }).await.ok()?;
+            }
+            // A cloned or confused machine speaks of copies that are not its own.
+            if let Some(other) = state.allocs.values().find(|a| a.node != host.node && !a.has_ended()).filter(|_| confused) {
+                let seq = other.status.as_ref().map_or(1, |s| s.seq + 1);
+                let foreign = AllocStatus { seq, phase: Phase::Failed, ..AllocStatus::unknown(other.id) };
+                let _ = store.propose(Command::Report { node: host.node, statuses: vec![foreign], gone: vec![other.id] }).await;
             }
             let told = if report.is_empty() && ended.is_empty() {
                 true

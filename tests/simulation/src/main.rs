@@ -118,7 +118,7 @@ fn plant(name: Option<&str>) -> anyhow::Result<()> {
         bail!("no planted bug is called `{name}`; there are: {}", BUGS.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", "));
     }
     if !optimus_common::planted::choose(name) {
-        bail!("this build has no planted bugs; build with RUSTFLAGS=\"--cfg optimus_planted\"");
+        bail!("this build has no planted bugs; build with OPTIMUS_PLANTED=1 in the environment");
     }
     Ok(())
 }

@@ -11,16 +11,17 @@ pub const BUGS: &[(&str, &str)] = &[
     ("no-g3", "appends with a hole are sent and taken"),
     ("rename-before-fsync", "a snapshot gets its name before its content is durable"),
     ("purge-too-far", "a purge takes an entry more than the snapshot covers"),
-    ("skip-after-restart", "the first entry after a restored snapshot is not applied"),
-    ("half-batch", "the last command of a large batch is not applied on one server"),
+    ("skip-after-snapshot", "the first entry after a snapshot is not applied"),
+    ("half-batch", "the last command of a batch is not applied"),
+    ("failed-flush-ignored", "a flush that failed is taken for one that did not"),
     ("truncate-not-stored", "a truncation is not written to disk"),
     ("clock-in-apply", "applying looks at something that is not in the log"),
     ("hash-order-in-apply", "applying follows the order of a hash map"),
-    ("followers-plan", "the leader loop runs on every server and applies nothing's check"),
+    ("plan-unchecked", "a plan is applied without looking at the slot again"),
     ("report-for-wrong-node", "a report is believed of copies on other nodes"),
     ("ports-double-booked", "ports are not checked when a plan is applied"),
     ("event-index-reused", "the second event of an index takes the place of the first"),
-    ("older-desired-set", "an agent takes a desired set that is older than the one it holds"),
+    ("snapshot-forgets-requests", "a snapshot comes back without the answers kept for retries"),
 ];
 
 /// `name seed` lines of `planted.txt`: the first seed that finds each bug.

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
 use openraft::{AsyncRuntime, ErrorSubject, ErrorVerb, OptionalSend, RaftLogReader, StorageIOError};
 use optimus_common::disk::Disk;
+use optimus_common::planted::planted;
 use redb::Database;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -212,6 +213,9 @@ impl LogStore {
 
     /// G2: waits until a snapshot that covers `index` is durable.
     async fn snapshot_covers(&self, index: u64) -> Result<(), StoreError> {
+        if planted("no-g2") {
+            return Ok(());
+        }
         let mut gate = self.gate.clone();
         tokio::select! {
             covered = gate.wait_for(|durable| durable.is_some_and(|d| d >= index)) => {
@@ -277,7 +281,7 @@ impl RaftLogStorage<Types> for LogStore {
         let mut vote = self.shared.view().vote;
         // G1. openraft reads the vote once, at start. Resuming as leader without an election would serve reads from a
         // commit index that was never made durable.
-        if let Some(own) = vote.as_mut().filter(|v| v.leader_id.node_id == self.node) {
+        if let Some(own) = vote.as_mut().filter(|v| v.leader_id.node_id == self.node && !planted("no-g1")) {
             own.committed = false;
         }
         Ok(vote)
@@ -325,7 +329,8 @@ impl RaftLogStorage<Types> for LogStore {
         cut.map_err(|e| storage(ErrorSubject::Logs, ErrorVerb::Delete, &e))
     }
 
-    async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
+    async fn purge(&mut self, mut log_id: LogId) -> Result<(), StorageError> {
+        log_id.index += u64::from(planted("purge-too-far"));
         let purged = match self.snapshot_covers(log_id.index).await {
             Ok(()) => {
                 stored(|| Stored::Purging(log_id.into()));

@@ -8,6 +8,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use optimus_common::planted::planted;
 use redb::{Database, ReadableTable, Table, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
@@ -126,6 +127,7 @@ impl Writer {
             Some(reason) => Err(StoreError::Stopped(reason)),
             None => tables::without_panic(|| self.commit(group)),
         };
+        let result = if planted("failed-flush-ignored") { Ok(()) } else { result };
         if let Err(e) = &result
             && !matches!(e, StoreError::Stopped(_))
         {
@@ -151,7 +153,12 @@ impl Writer {
         let shared = self.shared.clone();
         let db = shared.db.read().unwrap_or_else(PoisonError::into_inner);
         let db: &Database = db.as_ref().ok_or_else(|| StoreError::Stopped("the store is closed".to_owned()))?;
-        let write = db.begin_write().map_err(|e| StoreError::redb("write", FILE, e))?;
+        let mut write = db.begin_write().map_err(|e| StoreError::redb("write", FILE, e))?;
+        if (planted("ack-before-fsync") && group.iter().all(|op| matches!(op, Op::Append(..))))
+            || (planted("vote-without-fsync") && group.iter().all(|op| matches!(op, Op::Vote(..))))
+        {
+            let _ = write.set_durability(redb::Durability::None);
+        }
         let mut step = Step::new(&shared);
         self.fill(&write, group, &mut step)?;
         write.commit().map_err(|e| StoreError::redb("flush", FILE, e))?;
@@ -254,9 +261,11 @@ fn append(log: &mut Table<'_, u64, &'static [u8]>, entries: &[Entry], step: &mut
 fn truncate(log: &mut Table<'_, u64, &'static [u8]>, from: u64, step: &mut Step) -> Result<(), StoreError> {
     let fail = |e: redb::Error| StoreError::redb("truncate", FILE, e);
     let from = from.max(step.purged.map_or(0, |p| p.index + 1));
-    log.retain_in(from.., |_, _| false).map_err(|e| fail(e.into()))?;
+    if !planted("truncate-not-stored") {
+        log.retain_in(from.., |_, _| false).map_err(|e| fail(e.into()))?;
+    }
     step.tail.push(TailChange::Truncate(from));
-    let held = log.last().map_err(|e| fail(e.into()))?;
+    let held = log.range(..from).map_err(|e| fail(e.into()))?.next_back().transpose().map_err(|e| fail(e.into()))?;
     step.last = match held {
         Some((key, value)) if step.purged.is_none_or(|p| key.value() > p.index) => {
             let index = key.value();

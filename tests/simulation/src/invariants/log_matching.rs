@@ -15,9 +15,15 @@ impl Invariant for LogMatching {
     }
 
     fn on(&mut self, event: &Event<'_>, model: &Model) -> Result<(), String> {
-        let Event::Stored { server, what: Stored::Appended(entries) } = *event else { return Ok(()) };
-        let known = model.server(server);
-        let mut before = entries.first().and_then(|e| known.log.get(&e.index.checked_sub(1)?).copied());
+        let (server, entries, mut before) = match *event {
+            Event::Stored { server, what: Stored::Appended(entries) } => {
+                let known = model.server(server);
+                (server, entries, entries.first().and_then(|e| known.log.get(&e.index.checked_sub(1)?).copied()))
+            }
+            // What a crash left.
+            Event::Stored { server, what: Stored::Opened { entries, purged, .. } } => (server, entries, purged.as_ref().map(|p| p.leader)),
+            _ => return Ok(()),
+        };
         for entry in entries {
             let seen = model.before.get(&(entry.index, entry.leader));
             if let (Some(here), Some(seen)) = (before, seen)

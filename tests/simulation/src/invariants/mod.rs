@@ -24,6 +24,8 @@ mod leader_completeness;
 mod linearizable;
 mod log_matching;
 mod one_copy;
+mod own_reports;
+mod placed_once;
 mod request_once;
 mod restarts;
 mod state_machine_safety;
@@ -130,6 +132,8 @@ impl Default for Checks {
             Box::<request_once::RequestOnce>::default(),
             Box::<desired_is_actual::DesiredIsActual>::default(),
             Box::<one_copy::OneCopy>::default(),
+            Box::<placed_once::PlacedOnce>::default(),
+            Box::<own_reports::OwnReports>::default(),
             Box::<capacity::Capacity>::default(),
             Box::<events_contiguous::EventsContiguous>::default(),
             Box::<bounded::Bounded>::default(),
