@@ -26,6 +26,8 @@ pub struct Nemesis {
     pub rng: Rng,
     /// A disk is damaged once a run at most: two damaged of three may be a lost quorum, which nothing survives.
     pub damaged: bool,
+    /// A change of the voters was begun and nobody knows whether it is done: a disk damaged now may cost a quorum too.
+    pub unresolved: bool,
 }
 
 impl Nemesis {
@@ -188,7 +190,7 @@ impl Nemesis {
     /// One bit of a stopped server's disk decays. It must refuse, and is then replaced.
     fn damage(&mut self) {
         let Some((_, voters)) = leader(&self.world) else { return };
-        if self.damaged || voters.len() < 3 || self.world.servers().iter().any(|s| !s.is_up()) {
+        if self.damaged || self.unresolved || voters.len() < 3 || self.world.servers().iter().any(|s| !s.is_up()) {
             return;
         }
         let Some(server) = self.pick(|s| voters.contains(&s.id)) else { return };
@@ -290,7 +292,9 @@ impl Nemesis {
 
     async fn vote(&mut self, leader: &Arc<Server>, next: BTreeSet<u64>) -> bool {
         let shown = format!("{next:?}");
+        self.unresolved = true;
         let done = admin(&self.world, leader, move |p| async move { p.node.change_voters(next).await.is_ok() }).await;
+        self.unresolved = !done;
         self.world.say(format!("voters {shown}: {}", if done { "done" } else { "not known to be done" }));
         done
     }

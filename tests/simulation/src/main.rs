@@ -123,15 +123,28 @@ fn plant(name: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The first violation by which `seed` finds the bug: there is none in the same seed without it.
+fn finds(runner: &Runner, seed: u64) -> anyhow::Result<Option<String>> {
+    let Some(violation) = runner.one(seed)?.violations.into_iter().next() else { return Ok(None) };
+    let clean = Runner { planted: None, ..runner.clone() }.one(seed)?;
+    Ok(clean.violations.is_empty().then_some(violation))
+}
+
 fn find_planted(own: PathBuf, name: Option<String>, jobs: usize) -> anyhow::Result<bool> {
     let mut good = true;
     for (bug, what) in BUGS.iter().filter(|(bug, _)| name.as_deref().is_none_or(|n| n == *bug)) {
         let runner = Runner { planted: Some((*bug).to_owned()), until_found: true, ..Runner::new(own.clone(), jobs) };
-        let sum = runner.many(1..PLANTED_SEEDS + 1, |_| ())?;
-        match sum.bad.first() {
-            Some(found) => println!("{bug} {}\n    {what}\n    {}", found.seed, found.violations.first().map_or("", String::as_str)),
+        let (mut next, mut found) = (1, None);
+        while found.is_none() && next <= PLANTED_SEEDS {
+            let sum = runner.many(next..PLANTED_SEEDS + 1, |_| ())?;
+            let Some(bad) = sum.bad.first() else { break };
+            next = bad.seed + 1;
+            found = finds(&runner, bad.seed)?.map(|violation| (bad.seed, violation));
+        }
+        match found {
+            Some((seed, violation)) => println!("{bug} {seed}\n#   {what}: {}", violation.chars().take(160).collect::<String>()),
             None => {
-                println!("{bug}: NOT FOUND in {PLANTED_SEEDS} seeds ({what})");
+                println!("# {bug}: NOT FOUND in {PLANTED_SEEDS} seeds ({what})");
                 good = false;
             }
         }
@@ -149,9 +162,8 @@ fn replay_planted(own: PathBuf, name: Option<String>, jobs: usize) -> anyhow::Re
             continue;
         };
         let runner = Runner { planted: Some((*bug).to_owned()), ..Runner::new(own.clone(), jobs) };
-        let outcome = runner.one(*seed)?;
-        let found = outcome.violations.first();
-        println!("{bug} by seed {seed}: {}", found.map_or("NOT FOUND", String::as_str));
+        let found = finds(&runner, *seed)?;
+        println!("{bug} by seed {seed}: {}", found.as_deref().unwrap_or("NOT FOUND"));
         good &= found.is_some();
     }
     Ok(good)

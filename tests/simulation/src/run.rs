@@ -108,7 +108,7 @@ async fn story(world: &Arc<World>, rng: &mut Rng) -> Result<(), String> {
     for number in 1..=READERS {
         tokio::spawn(follow(world.clone(), number, Rng::new(world.seed, part::READERS + number)));
     }
-    let nemesis = Nemesis { world: world.clone(), rng: Rng::new(world.seed, part::FAULTS), damaged: false };
+    let nemesis = Nemesis { world: world.clone(), rng: Rng::new(world.seed, part::FAULTS), damaged: false, unresolved: false };
     nemesis.run(Instant::now() + FAULTS_FOR).await;
     heal(world);
     for task in tasks {
