@@ -78,11 +78,12 @@ impl Nemesis {
             58..66 => self.pause(),
             66..71 => self.disk_fault(),
             71..73 => self.damage(),
-            73..81 => self.clock(),
-            81..89 => self.membership().await,
-            89..93 => self.host(),
-            93..97 => self.cut_host(),
-            _ => self.snapshot().await,
+            73..80 => self.clock(),
+            80..88 => self.membership().await,
+            88..92 => self.host(),
+            92..96 => self.cut_host(),
+            96..97 => self.snapshot().await,
+            _ => self.transfer().await,
         }
     }
 
@@ -248,6 +249,16 @@ impl Nemesis {
             self.world.say(format!("s{} is asked for a snapshot", process.node.id()));
             let _ = tokio::time::timeout(Duration::from_millis(1), process.node.trigger_snapshot()).await;
         }
+    }
+
+    /// Asks the leader to hand over, to anybody or to one server.
+    async fn transfer(&mut self) {
+        let Some((leader, voters)) = leader(&self.world) else { return };
+        let ids: Vec<u64> = voters.iter().copied().filter(|id| *id != leader.id).collect();
+        let to = if self.rng.chance(50.0) { None } else { self.rng.pick(&ids).copied() };
+        self.world.fault("leader transfer", format!("from s{} to {to:?}", leader.id));
+        let done = admin(&self.world, &leader, move |p| async move { p.node.transfer_leader(to).await.is_ok() }).await;
+        self.world.say(format!("transfer: {}", if done { "done" } else { "not done" }));
     }
 
     /// Adds, removes or replaces a server, as an administrator does.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use optimus_common::join_token::Role;
 use optimus_common::{ClusterId, NodeId, Timestamp, TokenId};
 use optimus_core::state::{Applied, Command, State};
 use serde::{Deserialize, Serialize};
@@ -141,7 +142,7 @@ async fn found(world: &Arc<World>, rng: &mut Rng) -> Result<(), String> {
     let forever = Timestamp(u64::MAX / 2);
     let mut commands = vec![
         Command::CreateCluster { id: ClusterId(id(1)), ca_certificate: vec![], ca_key_sealed: vec![] },
-        Command::CreateToken { id: TokenId(id(2)), secret_hash: vec![], expires_at: forever, uses: 100 },
+        Command::CreateToken { id: TokenId(id(2)), secret_hash: vec![], expires_at: forever, uses: 100, role: Role::Agent },
     ];
     for number in 0..rng.range(2..7) {
         let host = Host::new(world, number, Rng::new(world.seed, part::HOSTS + number));

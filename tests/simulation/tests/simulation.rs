@@ -44,6 +44,7 @@ fn no_seed_violates_an_invariant() {
         "disk full",
         "failed flush",
         "host power cycle",
+        "leader transfer",
         "message doubled",
         "message lost",
         "one-way partition",

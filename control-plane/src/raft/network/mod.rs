@@ -5,6 +5,7 @@
 mod client;
 mod guard;
 mod memory;
+mod snapshot;
 mod wire;
 
 use std::fmt::Debug;
@@ -13,10 +14,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-pub(crate) use self::client::PeerNetwork;
+pub(crate) use self::client::{Contacts, PeerNetwork};
 pub use self::guard::{Refusal, check_append};
 pub use self::memory::MemoryNetwork;
-pub(crate) use self::wire::{Reply, Request};
+pub(crate) use self::snapshot::{PART, Pace};
+pub(crate) use self::wire::{Reply, Request, SnapshotKey, SnapshotPart, SnapshotProgress};
 
 /// A server to call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +31,8 @@ pub struct Peer {
 
 /// The kinds of request. The numbers are on the wire and are never reused.
 ///
-/// `Snapshot` bodies are as large as the whole state; a transport gives each kind a stream of its own, so that a
-/// snapshot never blocks a heartbeat.
+/// `Snapshot` bodies hold up to 1 MiB; a transport gives each request a stream of its own, so that a snapshot never
+/// blocks a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum PeerRpc {
@@ -44,10 +46,12 @@ pub enum PeerRpc {
     Propose = 4,
     /// The index a linearizable read must have reached.
     ReadIndex = 5,
-    /// Of the leader to the server that shall lead next.
+    /// Around an election: the hand-over of leadership, and the question before one stands.
     Transfer = 6,
     /// Of a server to the leader: which agents it hears.
     Leases = 7,
+    /// Of a server to the leader, for a person: how the cluster is, and who shall lead.
+    Admin = 8,
 }
 
 impl TryFrom<u8> for PeerRpc {
@@ -62,6 +66,7 @@ impl TryFrom<u8> for PeerRpc {
             5 => Ok(Self::ReadIndex),
             6 => Ok(Self::Transfer),
             7 => Ok(Self::Leases),
+            8 => Ok(Self::Admin),
             _ => Err(PeerError::Refused(format!("unknown peer request {number}"))),
         }
     }
