@@ -13,6 +13,7 @@
 mod compaction;
 mod tables;
 mod tail;
+mod witness;
 mod writer;
 
 use std::fmt::Debug;
@@ -222,7 +223,7 @@ impl LogStore {
             busy: AtomicUsize::new(0),
         });
         let (queue, waiting) = mpsc::channel(writer::QUEUE);
-        let writer = Writer::new(shared.clone(), disk, opened.oldest, opened.live, forced);
+        let writer = Writer::new(shared.clone(), disk, &opened, forced);
         let mut handle = WriterHandle { queue: queue.clone(), thread: None, task: None };
         match io {
             IoMode::Threads => {

@@ -15,12 +15,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
 use super::compaction::{Compactor, Stepped};
-use super::tables::{self, COMMITTED, FILE, LOG, META, PURGED, VOTE};
+use super::tables::{self, COMMITTED, FILE, GENERATION, LOG, META, PURGED, VOTE};
+use super::witness::Witness;
 use crate::raft::election::Now;
 use crate::raft::error::{StoreError, chain};
 use crate::raft::record::{Damage, Kind};
 use crate::raft::runtime;
-use crate::raft::stored::{EntryV1, LogIdV1, VoteV1, encode};
+use crate::raft::stored::{EntryV1, GenerationV1, LogIdV1, VoteV1, encode};
 use crate::raft::types::{Entry, LogId, Vote};
 
 /// Operations waiting for the writer; beyond it callers wait.
@@ -59,6 +60,10 @@ pub(crate) struct Writer {
     stale_from: Option<u64>,
     /// Size of all entries in the file.
     live: u64,
+    /// Number of the last commit.
+    generation: u64,
+    /// Unset when it cannot be written: it is evidence, and nothing stands on it.
+    witness: Option<Witness>,
     /// Newest commit mark not written yet.
     committed: Option<LogId>,
     compactor: Compactor,
@@ -70,14 +75,17 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, oldest: Option<u64>, live: u64, forced: Option<usize>) -> Self {
-        let purged = shared.view().purged;
-        let stale_from = oldest.filter(|o| purged.is_some_and(|p| *o <= p.index));
+    pub(crate) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, opened: &tables::Opened, forced: Option<usize>) -> Self {
+        let stale_from = opened.oldest.filter(|o| opened.purged.is_some_and(|p| *o <= p.index));
+        let witness = Witness::open(&*disk).map_err(|e| tracing::warn!(error = %e, "no witness beside the raft log")).ok();
+        let (live, generation) = (opened.live, opened.generation);
         Self {
             shared,
             disk,
             stale_from,
             live,
+            generation,
+            witness,
             committed: None,
             compactor: Compactor::new(forced),
             began: None,
@@ -243,6 +251,11 @@ impl Writer {
         let started = self.began.take().unwrap_or_else(Now::now);
         write.commit().map_err(|e| StoreError::redb("flush", FILE, e))?;
         shared.flushes.record(Now::now() - started);
+        self.generation += 1;
+        if let Some(Err(e)) = self.witness.as_ref().map(|w| w.note(self.generation)) {
+            tracing::warn!(error = %e, "failed to write the witness of the raft log; going on without");
+            self.witness = None;
+        }
         if self.stale_from.is_some() && step.stale_from.is_none() || step.purged != shared.view().purged {
             self.compactor.deleted();
         }
@@ -296,6 +309,8 @@ impl Writer {
             let bytes = encode(Kind::Committed, 0, &LogIdV1::from(committed));
             meta.insert(COMMITTED, bytes.as_slice()).map_err(|e| fail(e.into()))?;
         }
+        let generation = encode(Kind::Generation, 0, &GenerationV1 { number: self.generation + 1 });
+        meta.insert(GENERATION, generation.as_slice()).map_err(|e| fail(e.into()))?;
         delete_stale(&mut log, step)
     }
 }
