@@ -211,7 +211,7 @@ async fn settle(world: &Arc<World>) -> End {
             end.states.insert(server.id, process.store.state());
         }
         let files = optimus_common::disk::Disk::list(&server.disk).map_or(0, |names| names.len() as u64);
-        world.see(&Event::Size { what: "files", server: server.id, size: files, bound: 4 });
+        world.see(&Event::Size { what: "files", server: server.id, size: files, bound: 6 });
         let known = world.checks(|c| c.model.server(server.id).log.len() as u64);
         world.see(&Event::Size { what: "log entries", server: server.id, size: known, bound: 200 });
     }
