@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use optimus_common::disk::{Disk, DiskFile};
+use optimus_common::planted::planted;
 use tokio::sync::watch;
 
 use super::error::StoreError;
@@ -228,7 +229,9 @@ impl SnapshotStore {
                 unflushed = 0;
             }
         }
-        file.sync_data().map_err(|e| fail("flush", e))?;
+        if !planted("rename-before-fsync") {
+            file.sync_data().map_err(|e| fail("flush", e))?;
+        }
         self.publish(&temporary, meta)
     }
 
