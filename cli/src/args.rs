@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    agent, completion, deploy, dev, events, explain, help, init, logs, nodes, ps, restart, rm, scale, server, status, stop, validate,
-    version,
+    agent, cluster, completion, deploy, dev, events, explain, help, init, logs, nodes, ps, restart, rm, scale, server, status, stop,
+    validate, version,
 };
 use crate::output::ColorChoice;
 
@@ -89,6 +89,9 @@ pub enum Verb {
     /// List hosts, or let new ones in
     #[command(before_help = nodes::EXAMPLES)]
     Nodes(nodes::Args),
+    /// Look at the servers of the control plane, add and remove them
+    #[command(before_help = cluster::EXAMPLES)]
+    Cluster(cluster::Args),
     /// Print what happened
     #[command(before_help = events::EXAMPLES)]
     Events(events::Args),

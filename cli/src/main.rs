@@ -46,6 +46,10 @@ fn run(cli: Cli, terminal: Terminal) -> Result<(), Failure> {
     match verb {
         Verb::Dev(args) => block_on_role(roles::dev(args.config(terminal)?)),
         Verb::Server(args) => block_on_role(roles::server(args.config()?)),
+        Verb::Cluster(args) => match commands::cluster::server_to_join(args) {
+            Ok(server) => block_on_role(roles::server(server.config()?)),
+            Err(args) => block_on(commands::cluster::run(&args, &global, terminal)),
+        },
         Verb::Agent(args) => block_on_role(roles::agent(args.config()?)),
         Verb::Init(args) => commands::init::run(&args, &terminal),
         Verb::Validate(args) => commands::validate::run(&args, &terminal),
@@ -70,7 +74,14 @@ async fn client_verb(global: args::Global, verb: Verb, terminal: Terminal) -> Re
         Verb::Nodes(args) => commands::nodes::run(&args, &global, terminal).await,
         Verb::Events(args) => commands::events::run(&args, &global, terminal).await,
         Verb::Version(args) => commands::version::run(&args, &global, terminal).await,
-        Verb::Dev(_) | Verb::Server(_) | Verb::Agent(_) | Verb::Init(_) | Verb::Validate(_) | Verb::Completion(_) | Verb::Help(_) => {
+        Verb::Dev(_)
+        | Verb::Server(_)
+        | Verb::Cluster(_)
+        | Verb::Agent(_)
+        | Verb::Init(_)
+        | Verb::Validate(_)
+        | Verb::Completion(_)
+        | Verb::Help(_) => {
             unreachable!("run() keeps the verbs that ask no server")
         }
     }

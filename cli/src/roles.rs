@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use optimus_agent::agent::Agent;
 use optimus_agent::link;
 use optimus_common::env::Env;
+use optimus_common::join_token::Role;
 use optimus_common::protocol::NodeFacts;
 use optimus_common::{Name, Span};
 use optimus_control_plane::join_tokens::JoinTokens;
@@ -44,13 +45,15 @@ const CGROUP_OWNER: &str = "optimus";
 /// # Errors
 /// When it cannot start, or ends other than on request.
 pub async fn server(config: ServerConfig) -> anyhow::Result<()> {
-    logs("info,openraft=warn")?;
+    // openraft warns of what heals by itself; what does not reaches us as an error.
+    logs("info,openraft=error")?;
     let data_dir = config.data_dir.clone();
     let agent_listen = config.agent_listen;
     let config = server::ServerConfig {
         data_dir: config.data_dir,
         api_listen: config.api_listen,
         agent_listen: config.agent_listen,
+        join: config.join,
         advertise: config.advertise.into_iter().collect(),
         allow_hosts: config.allow_hosts,
     };
@@ -65,6 +68,10 @@ pub async fn server(config: ServerConfig) -> anyhow::Result<()> {
     let ended = tokio::select! {
         result = asked_to_end() => result,
         why = server.fatal() => Err(anyhow::anyhow!("the server must stop: {why}")),
+        news = server.left() => {
+            println!("{news}; its data directory may be removed");
+            Ok(())
+        }
     };
     server.stop().await;
     ended
@@ -117,8 +124,14 @@ pub async fn dev(config: DevConfig) -> anyhow::Result<()> {
     let DevConfig { dirs, data_dir, api_listen, agent_listen, ports, keep, terminal } = config;
     let env = HostEnv::new();
     let ours = DevData::open(&data_dir)?;
-    let server_config =
-        server::ServerConfig { data_dir: data_dir.join("server"), api_listen, agent_listen, advertise: vec![], allow_hosts: vec![] };
+    let server_config = server::ServerConfig {
+        data_dir: data_dir.join("server"),
+        api_listen,
+        agent_listen,
+        advertise: vec![],
+        allow_hosts: vec![],
+        join: None,
+    };
     let server = Server::start(server_config, env.clone()).await?;
     let before = context::current();
     let context = context_of(&server);
@@ -199,7 +212,7 @@ async fn dev_agent(
     let identity = match link::AgentIdentity::open(dir)? {
         Some(identity) => identity,
         None => {
-            let token = server.gateway.create(TOKEN_TTL, 1).await.context("failed to make a join token")?;
+            let token = server.gateway.create(Role::Agent, TOKEN_TTL, 1).await.context("failed to make a join token")?;
             link::join(&token.token, &name, dir, env).await?
         }
     };

@@ -29,10 +29,28 @@ const CHECKSUM_DIGITS: usize = 8;
 const FORMAT: u8 = 1;
 
 /// What the holder of a token may become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
+    #[default]
     Agent,
+    Server,
+}
+
+impl Role {
+    /// For `skip_serializing_if`: agents came first, and what was stored for them stays as it is.
+    pub fn is_agent(&self) -> bool {
+        *self == Role::Agent
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Agent => "agent",
+            Role::Server => "server",
+        })
+    }
 }
 
 /// A decoded join token.

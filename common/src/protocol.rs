@@ -86,6 +86,8 @@ messages! {
         LogChunk = 11 v 1,
         RenewRequest = 12 v 1,
         RenewAnswer = 13 v 1,
+        ServerJoinRequest = 14 v 1,
+        ServerJoinAnswer = 15 v 1,
     }
 }
 
@@ -186,6 +188,40 @@ pub struct JoinAnswer {
     /// DER.
     pub certificate: Vec<u8>,
     pub ca: Vec<u8>,
+}
+
+/// Redeems a server's join token, on the same stream as an agent's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServerJoinRequest {
+    /// Oldest and newest version of this exchange.
+    pub versions: (u16, u16),
+    pub token_id: String,
+    pub secret: String,
+    /// PKCS#10 request in DER; only its public key is used. The key stays the server's for its life.
+    pub csr: Vec<u8>,
+    /// MessagePack of what the server says of itself.
+    pub server: Blob,
+}
+
+/// What makes a server one of the cluster. It holds the root key: sent only to the holder of a server's token.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServerJoinAnswer {
+    /// The Raft id given to it.
+    pub server: u64,
+    /// MessagePack of the cluster's row, with the CA's sealed key.
+    pub cluster: Blob,
+    /// The text of the root key's file.
+    pub root_key: Vec<u8>,
+    /// The text of the administrator's token.
+    pub admin_token: String,
+    /// The servers it will talk to, MessagePack.
+    pub servers: Blob,
+}
+
+impl std::fmt::Debug for ServerJoinAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerJoinAnswer").field("server", &self.server).finish_non_exhaustive()
+    }
 }
 
 /// A fresh certificate for the same node and the same key, on the control stream. With a certificate

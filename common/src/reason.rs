@@ -241,7 +241,7 @@ codes! {
     NODE_REFUSED = "OPT-1202", "node refused",
         "The node's certificate is not one this cluster accepts: the node was removed, its key is not the one on record, or the certificate belongs to another cluster or role. What runs on the node keeps running. Join it again with a new token from `optimus nodes join-token`.";
     CERTIFICATE_EXPIRED = "OPT-1203", "certificate expired",
-        "The node's certificate has expired. An agent renews by itself, up to 30 days after expiry, with the key it joined with; check the clocks of both hosts if this lasts. Later, join the node again with a new token.";
+        "The node's certificate has expired. An agent renews by itself, up to 400 days after expiry, with the key it joined with; check the clocks of both hosts if this lasts. Later, join the node again with a new token.";
     PROTOCOL_MISMATCH = "OPT-1204", "no common protocol version",
         "Agent and server speak no common version of the protocol. An agent may be one release behind the servers: upgrade the older side.";
     UNREACHABLE = "OPT-1301", "server not reachable", "Nothing answered at the address. Is `optimus server` or `optimus dev` running?";

@@ -120,8 +120,9 @@ impl Consensus for RaftConsensus {
             term: status.term,
             last_log: status.last_log.unwrap_or(0),
             applied: status.applied.unwrap_or(0),
-            voters: status.members.len() as u32,
+            voters: status.voters.len() as u32,
             is_leader: status.leader == Some(status.node_id),
+            members: status.members,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 
 use optimus_common::Span;
 use optimus_common::api::v1::JoinTokenAnswer;
+use optimus_common::join_token::Role;
 
 use crate::store::ProposeError;
 
@@ -20,6 +21,11 @@ pub enum JoinTokenError {
 
 /// Makes join tokens.
 pub trait JoinTokens: Send + Sync + 'static {
-    /// Makes a token that `uses` agents may use within `ttl`. Its text is in the answer only.
-    fn create(&self, ttl: Span, uses: u32) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>>;
+    /// Makes a token that `uses` agents or servers may use within `ttl`. Its text is in the answer only.
+    fn create(
+        &self,
+        role: Role,
+        ttl: Span,
+        uses: u32,
+    ) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>>;
 }

@@ -3,15 +3,20 @@
 //! Decisions are in `optimus-core`; here they are acted on.
 
 pub mod agent_calls;
+pub mod announce;
 pub mod api;
 pub mod auth;
+pub mod cluster_admin;
 pub mod consensus;
 pub mod gateway;
 pub mod identity;
 pub mod join_tokens;
 pub mod leader;
+pub mod membership;
 pub mod memory_store;
 pub mod metrics;
+pub mod peer_link;
+pub mod peers;
 pub mod raft;
 pub mod server;
 pub mod store;

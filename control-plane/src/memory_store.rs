@@ -46,6 +46,15 @@ impl Consensus for MemoryConsensus {
 
     fn status(&self) -> ConsensusStatus {
         let applied = *self.applied.borrow();
-        ConsensusStatus { server: 1, leader: Some(1), term: 1, last_log: applied, applied, voters: 1, is_leader: true }
+        ConsensusStatus {
+            server: 1,
+            leader: Some(1),
+            term: 1,
+            last_log: applied,
+            applied,
+            voters: 1,
+            is_leader: true,
+            ..ConsensusStatus::default()
+        }
     }
 }

@@ -5,27 +5,39 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use optimus_common::env::Env;
+use optimus_core::state::{LEVEL, ServerFacts};
 use optimus_host::disk::HostDisk;
 use optimus_host::files::DataDirLock;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::announce::{self, Announcement};
 use crate::api::{self, ApiConfig, ApiDeps};
 use crate::auth::{self, Auth};
+use crate::cluster_admin::RaftAdmin;
 use crate::consensus::{CoreMachine, RaftConsensus};
 use crate::gateway::{Gateway, GatewayConfig};
-use crate::identity::{Identity, ServerNames};
+use crate::identity::record::Record;
+use crate::identity::{Identity, ServerNames, host_name, joining};
 use crate::leader;
+use crate::membership;
 use crate::metrics::Metrics;
-use crate::raft::{NoPeers, RaftConfig, RaftNode, Tuning};
+use crate::peer_link::PeerLink;
+use crate::peers::{PeerServer, QuicPeers};
+use crate::raft::{PeerError, PeerHandler, PeerRpc, RaftConfig, RaftNode, Tuning};
 use crate::store::Store;
 
 /// How long a server may take to lead itself after its start; more means its disk is broken.
 const LEAD_WITHIN: Duration = Duration::from_secs(30);
-/// This build runs one server; its id is fixed.
-const SERVER_ID: u64 = 1;
+/// Longest wait at the end for answers to other servers.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+/// Raft id of the server that founds the cluster; the others get theirs when they join.
+const FOUNDER: u64 = 1;
 
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -37,6 +49,8 @@ pub struct ServerConfig {
     pub advertise: Vec<String>,
     /// Further host names the API answers to.
     pub allow_hosts: Vec<String>,
+    /// Token of the cluster to join. Not needed, and not used, by a server that is a member already.
+    pub join: Option<String>,
 }
 
 /// Why a server did not start. The message names the step; the cause is in `source`.
@@ -62,6 +76,9 @@ pub struct Server {
     pub api_addr: SocketAddr,
     pub admin_token: String,
     raft: RaftNode<CoreMachine>,
+    calls: Arc<QuicPeers>,
+    serve_peers: PeerServer,
+    left: watch::Sender<Option<String>>,
     shutdown: CancellationToken,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
     _lock: DataDirLock,
@@ -73,19 +90,28 @@ impl Server {
         optimus_host::files::create_private_dir(dir).map_err(step("create the data directory"))?;
         let lock = DataDirLock::acquire(dir).map_err(step("lock the data directory"))?;
 
+        let record = match (Record::load(dir).map_err(step("read who this server is"))?, &config.join) {
+            (Some(record), _) => Some(record),
+            (None, None) => None,
+            (None, Some(token)) => {
+                let facts = facts(&config, None);
+                Some(joining::join(token, &facts, dir, &env).await.map_err(step("join the cluster"))?)
+            }
+        };
         let disk = HostDisk::open(dir.join("raft")).map_err(step("open the log store"))?;
         let (machine, consensus) = RaftConsensus::machine();
+        let peers = Arc::new(PeerLink::default());
         let raft = RaftNode::start(RaftConfig {
-            node_id: SERVER_ID,
+            node_id: record.as_ref().map_or(FOUNDER, |r| r.server),
             disk: Arc::new(disk),
             machine,
             tuning: Tuning::default(),
-            network: Arc::new(NoPeers),
+            network: peers.clone(),
         })
         .await
         .map_err(step("start consensus"))?;
         let consensus = consensus(raft.clone());
-        match Self::on_raft(&config, env, raft.clone(), consensus, lock).await {
+        match Self::on_raft(&config, env, record, peers, raft.clone(), consensus, lock).await {
             Ok(server) => Ok(server),
             Err(error) => {
                 raft.shutdown().await;
@@ -98,28 +124,47 @@ impl Server {
     async fn on_raft(
         config: &ServerConfig,
         env: Env,
+        record: Option<Record>,
+        peers: Arc<PeerLink>,
         raft: RaftNode<CoreMachine>,
         consensus: RaftConsensus,
         lock: DataDirLock,
     ) -> Result<Server, StartError> {
         let dir = &config.data_dir;
-        raft.initialize_single(&config.agent_listen.to_string()).await.map_err(step("create the cluster"))?;
+        let founder = raft.id() == FOUNDER;
+        if founder {
+            raft.initialize_single(&config.agent_listen.to_string()).await.map_err(step("create the cluster"))?;
+        }
         let store = Store::new(Arc::new(consensus), env.clone());
-        lead(&raft).await?;
+        // With peers the others are waited for while this server serves already.
+        if raft.is_alone().await {
+            lead(&raft).await?;
+        }
 
-        let names = ServerNames { server: SERVER_ID, names: names_of(config) };
-        let identity = Identity::open_or_create(dir, &store, &names).await.map_err(step("open the cluster's identity"))?;
-        let token = auth::load_or_create(&dir.join("admin.token"), &*env.entropy).map_err(step("open the admin token"))?;
+        let names = ServerNames { server: raft.id(), names: names_of(config) };
+        let identity = match record {
+            Some(record) => Identity::open(dir, record, &names, &env),
+            None => Identity::found(dir, &store, &names).await,
+        }
+        .map_err(step("open the cluster's identity"))?;
+        let token = auth::load_or_create(&dir.join(auth::TOKEN_FILE), &*env.entropy).map_err(step("open the admin token"))?;
 
-        let shutdown = CancellationToken::new();
-        let gateway = Gateway::bind(
+        let settings = identity.peer_settings(Arc::new(identity.members().clone()));
+        let calls = QuicPeers::new(settings.clone()).map_err(step("open a socket to reach other servers"))?;
+        let serve_peers = PeerServer::new(&settings, Arc::new(raft.clone()), Some(calls.clone()));
+        let gateway = Gateway::bind_with_peers(
             store.clone(),
             identity.clone(),
-            GatewayConfig { listen: config.agent_listen, advertise: config.advertise.clone() },
+            GatewayConfig { listen: config.agent_listen, advertise: config.advertise.clone(), admin: token.clone() },
+            Some(Arc::new(serve_peers.clone())),
         )
         .map_err(step(format!("listen for agents on {} (UDP)", config.agent_listen)))?;
         let listener = TcpListener::bind(config.api_listen).await.map_err(step(format!("listen for the API on {}", config.api_listen)))?;
         let api_addr = listener.local_addr().map_err(step("listen for the API"))?;
+        peers.connect(calls.clone(), identity.members().clone());
+        raft.set_handler(Arc::new(PeerCalls { admin: RaftAdmin(raft.clone()) }));
+        let listening = Some((gateway.local_addr(), api_addr));
+        let own = Announcement { server: raft.id(), facts: facts(config, listening), key_fingerprint: identity.key_fingerprint(), founder };
         let api_config = ApiConfig {
             listeners: vec![listener],
             tls: identity.api_tls().map_err(step("prepare TLS for the API"))?,
@@ -131,18 +176,59 @@ impl Server {
             agents: gateway.clone(),
             auth: Arc::new(Auth::new(&token)),
             joins: gateway.clone(),
+            cluster: Arc::new(RaftAdmin(raft.clone())),
             metrics: Arc::new(Metrics::new()),
         };
 
-        let (own_identity, own_gateway, token_of) = (Arc::clone(&identity), Arc::clone(&gateway), || shutdown.child_token());
-        let (identity_end, gateway_end) = (token_of(), token_of());
-        let tasks = vec![
-            ("identity", tokio::spawn(async move { own_identity.run(identity_end).await })),
-            ("gateway", tokio::spawn(async move { own_gateway.run(gateway_end).await })),
-            ("leader", tokio::spawn(leader::run(store.clone(), token_of()))),
-            ("api", tokio::spawn(serve(api_config, deps, token_of()))),
+        let mut server = Server {
+            store: store.clone(),
+            identity: identity.clone(),
+            gateway: gateway.clone(),
+            api_addr,
+            admin_token: token.expose().to_owned(),
+            raft: raft.clone(),
+            calls,
+            serve_peers,
+            left: watch::Sender::new(None),
+            shutdown: CancellationToken::new(),
+            tasks: Vec::new(),
+            _lock: lock,
+        };
+        let end = || server.shutdown.child_token();
+        let (identity_end, gateway_end, announce_end) = (end(), end(), end());
+        let (left, members) = (server.left.clone(), identity.members().clone());
+        server.tasks = vec![
+            (
+                "members",
+                tokio::spawn({
+                    let (store, end) = (store.clone(), end());
+                    async move { members.run(store, end).await }
+                }),
+            ),
+            ("identity", tokio::spawn(async move { identity.run(identity_end).await })),
+            ("gateway", tokio::spawn(async move { gateway.run(gateway_end).await })),
+            ("leader", tokio::spawn(leader::run(store.clone(), end()))),
+            ("membership", tokio::spawn(membership::run(store.clone(), raft, end()))),
+            (
+                "announce",
+                tokio::spawn(async move {
+                    if let Some(why) = announce::run(store, own, announce_end).await {
+                        left.send_replace(Some(why));
+                    }
+                }),
+            ),
+            ("api", tokio::spawn(serve(api_config, deps, end()))),
         ];
-        Ok(Server { store, identity, gateway, api_addr, admin_token: token.expose().to_owned(), raft, shutdown, tasks, _lock: lock })
+        Ok(server)
+    }
+
+    /// Resolves with the news when this server has left the cluster, or was removed: it has nothing more to do.
+    pub async fn left(&self) -> String {
+        let mut left = self.left.subscribe();
+        match left.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Resolves with the cause when the server can no longer keep its promises and must end.
@@ -159,6 +245,26 @@ impl Server {
             }
         }
         self.raft.shutdown().await;
+        // Last: handing leadership over takes the way to the others.
+        self.serve_peers.close(CLOSE_PATIENCE).await;
+        self.calls.close_endpoint().await;
+    }
+}
+
+/// What peers ask beside Raft's own requests.
+struct PeerCalls {
+    admin: RaftAdmin<CoreMachine>,
+}
+
+impl PeerHandler for PeerCalls {
+    fn handle(&self, _from: u64, kind: PeerRpc, body: Bytes) -> BoxFuture<'static, Result<Bytes, PeerError>> {
+        match kind {
+            PeerRpc::Admin => {
+                let admin = RaftAdmin(self.admin.0.clone());
+                Box::pin(async move { admin.handle(&body).await })
+            }
+            other => Box::pin(async move { Err(PeerError::Refused(format!("{other:?} requests are not served here"))) }),
+        }
     }
 }
 
@@ -195,4 +301,18 @@ fn names_of(config: &ServerConfig) -> Vec<String> {
         names.push(address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host).trim_matches(['[', ']']).to_owned());
     }
     names
+}
+
+/// What this server says of itself; `listening` are its real addresses (UDP and API), once they are known.
+fn facts(config: &ServerConfig, listening: Option<(SocketAddr, SocketAddr)>) -> ServerFacts {
+    let (agents, api) = listening.unwrap_or((config.agent_listen, config.api_listen));
+    let address = config.advertise.first().cloned().unwrap_or_else(|| agents.to_string());
+    let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+    ServerFacts {
+        name: host_name().unwrap_or_else(|| "unknown".to_owned()),
+        api: format!("{host}:{}", api.port()),
+        address,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        level: LEVEL,
+    }
 }

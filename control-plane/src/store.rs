@@ -48,6 +48,8 @@ pub struct ConsensusStatus {
     pub applied: u64,
     pub voters: u32,
     pub is_leader: bool,
+    /// Address of every member of the Raft cluster, learners included.
+    pub members: std::collections::BTreeMap<u64, String>,
 }
 
 /// A cheap handle to the replicated state.

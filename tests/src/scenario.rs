@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use optimus_common::api::v1::DeploymentPhase;
 use optimus_common::ids::RequestId;
+use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts, Phase};
 use optimus_common::reason::Exit;
 use optimus_common::spec::*;
@@ -370,7 +371,7 @@ impl World {
         let number = self.nodes.len() as u128 + 1;
         let (node, token) = (NodeId(Uuid::from_u128(number)), TokenId(Uuid::from_u128(number)));
         let expires_at = self.now + Span::secs(60);
-        self.apply(Command::CreateToken { id: token, secret_hash: vec![], expires_at, uses: 1 });
+        self.apply(Command::CreateToken { id: token, secret_hash: vec![], expires_at, uses: 1, role: Role::Agent });
         let key_fingerprint = name.as_bytes().to_vec();
         self.apply(Command::AdmitNode { token, node, name: name.into(), key_fingerprint, certificate_expires_at: expires_at });
         self.nodes.insert(name.into(), node);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use optimus_common::codec::{self, FRAME_HEAD};
 use optimus_common::ids::RequestId;
+use optimus_common::join_token::Role;
 use optimus_common::protocol::*;
 use optimus_common::reason::{Exit, NodeRefusal, Oom, Refusal};
 use optimus_common::spec::{self, Context, WorkloadSpec};
@@ -102,7 +103,10 @@ fn commands() -> Vec<(&'static str, Command)> {
     let (key_fingerprint, certificate_expires_at) = (vec![1, 2], Timestamp(99));
     vec![
         ("create_cluster", Command::CreateCluster { id: ClusterId(uuid(2)), ca_certificate: vec![1], ca_key_sealed: vec![2, 3] }),
-        ("create_token", Command::CreateToken { id: TokenId(uuid(4)), secret_hash: vec![9; 32], expires_at: Timestamp(100), uses: 2 }),
+        (
+            "create_token",
+            Command::CreateToken { id: TokenId(uuid(4)), secret_hash: vec![9; 32], expires_at: Timestamp(100), uses: 2, role: Role::Agent },
+        ),
         ("revoke_token", Command::RevokeToken { id: TokenId(uuid(4)) }),
         (
             "admit_node",
@@ -118,7 +122,17 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("remove_workload", Command::RemoveWorkload { key: key() }),
         ("plan", Command::Plan(plan)),
         ("report", Command::Report { node, statuses: vec![status()], gone: vec![alloc] }),
+        ("admit_server", Command::AdmitServer { token: Some(TokenId(uuid(4))), server: server(), key_fingerprint: vec![1, 2] }),
+        ("server_up", Command::ServerUp { id: 7, server: server() }),
+        ("raise_version", Command::RaiseVersion { to: 2 }),
+        ("remove_server", Command::RemoveServer { id: 7 }),
+        ("forget_server", Command::ForgetServer { id: 7 }),
+        ("remove_node", Command::RemoveNode { node }),
     ]
+}
+
+fn server() -> ServerFacts {
+    ServerFacts { name: "host-1".into(), address: "10.0.0.1:7444".into(), api: "10.0.0.1:7443".into(), version: "0.1.0".into(), level: 2 }
 }
 
 /// Fails to compile when a command is added that has no golden bytes.
@@ -138,6 +152,12 @@ fn name_of(command: &Command) -> &'static str {
         Command::RemoveWorkload { .. } => "remove_workload",
         Command::Plan(_) => "plan",
         Command::Report { .. } => "report",
+        Command::AdmitServer { .. } => "admit_server",
+        Command::ServerUp { .. } => "server_up",
+        Command::RaiseVersion { .. } => "raise_version",
+        Command::RemoveServer { .. } => "remove_server",
+        Command::ForgetServer { .. } => "forget_server",
+        Command::RemoveNode { .. } => "remove_node",
     }
 }
 
@@ -168,6 +188,22 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("log_chunk", LogChunk { lines: vec![LogLine { at: Timestamp(5), stderr: true, text: "boom".into() }] }.into()),
         ("renew_request", RenewRequest { csr: vec![1] }.into()),
         ("renew_answer", RenewAnswer { certificate: vec![1], ca: vec![2] }.into()),
+        (
+            "server_join_request",
+            ServerJoinRequest { versions: PROTOCOL, token_id: "t".into(), secret: "s".into(), csr: vec![1], server: Blob::of(&server()) }
+                .into(),
+        ),
+        (
+            "server_join_answer",
+            ServerJoinAnswer {
+                server: 7,
+                cluster: Blob::of(&1),
+                root_key: vec![1, 2],
+                admin_token: "a".into(),
+                servers: Blob::of(&Vec::<u8>::new()),
+            }
+            .into(),
+        ),
     ]
 }
 

@@ -7,12 +7,12 @@ use optimus_common::env::Env;
 use optimus_common::join_token::{JoinToken, JoinTokenError};
 use optimus_common::protocol::{ALPN_JOIN, JoinAnswer, JoinRequest, Message, PROTOCOL, Refused};
 use optimus_common::reason::code;
+use optimus_host::dial::{DialError, dial};
 use optimus_host::telemetry::Chain;
 use optimus_host::tls::{self, Key, PIN_MISMATCH, TlsError};
 use optimus_host::transport::{self, FrameError, FrameReader, FrameWriter, SetupError, close};
 use quinn::{Connection, Endpoint};
 
-use super::dial::{DialError, dial};
 use super::identity::{self, AgentIdentity, IdentityError};
 
 /// Longest wait for the answer: the server commits the node before it answers.

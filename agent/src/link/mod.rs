@@ -11,7 +11,6 @@
 //!          renew at half life    serve log streams    watch for silence
 //! ```
 
-mod dial;
 mod identity;
 mod join;
 mod logs;

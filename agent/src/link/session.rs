@@ -7,6 +7,7 @@ use optimus_common::protocol::{
     ALPN_AGENT, Blob, Desired, Hello, Message, PROTOCOL, Pong, Refused, RenewRequest, Report, STATUS_MAX, Welcome,
 };
 use optimus_common::reason::code;
+use optimus_host::dial::{DialError, dial};
 use optimus_host::telemetry::Chain;
 use optimus_host::tls;
 use optimus_host::transport::{self, FrameError, FrameReader, FrameWriter, HANDSHAKE_TIMEOUT, close};
@@ -14,7 +15,6 @@ use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::dial::{DialError, dial};
 use super::{Link, LinkStatus, logs};
 
 /// A server pings every second; after this much silence it is taken for gone. Well below the lease, so
@@ -95,7 +95,7 @@ pub async fn run(link: &Link, endpoint: &Endpoint, address: &str) -> End {
 /// Dials and greets (or renews, if the certificate is good for nothing else).
 async fn connect(link: &Link, endpoint: &Endpoint, address: &str) -> Result<(Connection, FrameReader, FrameWriter), End> {
     let identity = link.identity().clone();
-    let config = tls::member_client(&identity.ca, &identity.certificate, &identity.key, ALPN_AGENT, &link.env.clock)
+    let config = tls::member_client(&[&identity.ca], &identity.certificate, &identity.key, ALPN_AGENT, &link.env.clock)
         .map_err(|e| End::failed(Chain(&e).to_string()))?;
     let config = transport::client_config(config).map_err(|e| End::failed(Chain(&e).to_string()))?;
     let connection = dial(endpoint, config, address).await.map_err(|error| match error {

@@ -1,6 +1,7 @@
 //! One module a verb: its flags, its examples, and `run`.
 
 pub mod agent;
+pub mod cluster;
 pub mod completion;
 pub mod deploy;
 pub mod dev;

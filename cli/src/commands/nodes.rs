@@ -1,7 +1,8 @@
 //! `optimus nodes`
 
-use optimus_common::Span;
-use optimus_common::api::v1::{JoinTokenAnswer, JoinTokenRequest, Node, NodePhase, Page};
+use optimus_common::api::v1::{ActionAnswer, JoinTokenAnswer, JoinTokenRequest, Node, NodePhase, Page};
+use optimus_common::join_token::Role;
+use optimus_common::{Name, Span};
 
 use crate::args::Global;
 use crate::commands::{ScopeArgs, Session};
@@ -24,6 +25,12 @@ enum What {
     /// List hosts
     #[command(before_help = "Examples:\n  optimus nodes ls")]
     Ls,
+    /// Remove a host for good: its certificate is revoked and its copies start elsewhere
+    #[command(before_help = "Examples:\n  optimus nodes rm host-7")]
+    Rm {
+        /// Its name, or its id where two have one name
+        node: Name,
+    },
     /// Make a token that lets agents join; it is shown once
     #[command(before_help = "Examples:\n  optimus nodes join-token > token.txt\n  optimus nodes join-token --uses 10 --ttl 1d")]
     JoinToken {
@@ -40,7 +47,8 @@ pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(),
     let session = Session::open(global, &ScopeArgs::default(), terminal)?;
     match &args.what {
         None | Some(What::Ls) => list(&session).await,
-        Some(What::JoinToken { ttl, uses }) => join_token(&session, JoinTokenRequest { ttl: *ttl, uses: *uses }).await,
+        Some(What::Rm { node }) => remove(&session, node).await,
+        Some(What::JoinToken { ttl, uses }) => join_token(&session, JoinTokenRequest { ttl: *ttl, uses: *uses, role: Role::Agent }).await,
     }
 }
 
@@ -85,6 +93,18 @@ async fn list(session: &Session) -> Result<(), Failure> {
             node.unenforced.join(", ")
         ));
     }
+    Ok(())
+}
+
+async fn remove(session: &Session, node: &Name) -> Result<(), Failure> {
+    let path = format!("/v1/nodes/{}", node);
+    let answer = session.client.delete::<ActionAnswer>(&path, "cannot remove the node").await?.value;
+    let terminal = session.terminal;
+    if terminal.json {
+        terminal.json_document(&answer)?;
+        return Ok(());
+    }
+    terminal.note(&format!("node {node} is removed; what it still runs, stop there (`systemctl stop optimus-agent` does not)"));
     Ok(())
 }
 

@@ -9,7 +9,9 @@ use crate::error::Failure;
 pub const EXAMPLES: &str = "Examples:
   optimus server                                              for this machine only
   optimus server --agent-listen 0.0.0.0:7601 --advertise 10.0.0.5:7601
-  optimus nodes join-token                                    then let agents in";
+  optimus nodes join-token                                    then let agents in
+  optimus cluster join-token                                  then, on another host:
+  optimus server --agent-listen 0.0.0.0:7601 --advertise 10.0.0.6:7601 --join TOKEN";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -28,6 +30,9 @@ pub struct Args {
     /// Further name the API may be asked under (repeatable)
     #[arg(long = "allow-host", value_name = "HOST")]
     allow_hosts: Vec<String>,
+    /// Join the cluster this token of `optimus cluster join-token` is for; a server that is a member already needs none
+    #[arg(long, value_name = "TOKEN")]
+    join: Option<String>,
 }
 
 /// How to run a server.
@@ -42,18 +47,25 @@ pub struct ServerConfig {
     pub advertise: Option<String>,
     /// Host names, beside the listening address, that requests may carry.
     pub allow_hosts: Vec<String>,
+    /// Token of the cluster to join.
+    pub join: Option<String>,
 }
 
 impl Args {
+    /// The same server, joining with `token`.
+    pub fn joining(self, token: String) -> Self {
+        Args { join: Some(token), ..self }
+    }
+
     pub fn config(self) -> Result<ServerConfig, Failure> {
-        let Args { data_dir: dir, api_listen, agent_listen, advertise, allow_hosts } = self;
+        let Args { data_dir: dir, api_listen, agent_listen, advertise, allow_hosts, join } = self;
         if agent_listen.ip().is_unspecified() && advertise.is_none() {
             return Err(Failure::usage(format!("--agent-listen {agent_listen} is no address agents could connect to"))
                 .because("it means every address of this machine, and join tokens must name one")
                 .hint(format!("add `--advertise HOST:{}`", agent_listen.port())));
         }
         let data_dir = dir.map_or_else(|| data_dir("server", true), Ok)?;
-        Ok(ServerConfig { data_dir, api_listen, agent_listen, advertise, allow_hosts })
+        Ok(ServerConfig { data_dir, api_listen, agent_listen, advertise, allow_hosts, join })
     }
 }
 

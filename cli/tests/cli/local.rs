@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::world::World;
 
-const VERBS: [&str; 20] = [
+const VERBS: [&str; 28] = [
     "dev",
     "server",
     "agent",
@@ -19,12 +19,20 @@ const VERBS: [&str; 20] = [
     "stop",
     "rm",
     "explain",
+    "cluster",
     "nodes",
     "events",
     "version",
     "completion",
     "help",
+    "cluster status",
+    "cluster members",
+    "cluster join-token",
+    "cluster join",
+    "cluster leave",
+    "cluster transfer-leader",
     "nodes join-token",
+    "nodes rm",
 ];
 
 #[test]

@@ -2,6 +2,7 @@
 //! both shells share of files, TLS, QUIC and logging.
 
 pub mod clock;
+pub mod dial;
 pub mod disk;
 pub mod entropy;
 pub mod env;

@@ -7,7 +7,11 @@
 //!
 //! **Expiry.** A client certificate that expired less than [`RENEWAL_GRACE`] ago passes the handshake;
 //! the session behind it may renew and nothing else ([`PeerIdentity::not_after`] tells). Without this
-//! a weekend without servers would lock every agent out of its own cluster.
+//! a weekend without servers would lock every agent out of its own cluster. Certificates of servers follow
+//! the rules of [`PinnedKeys`] instead.
+
+mod peers;
+mod roots;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -26,10 +30,14 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCer
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use sha2::{Digest as _, Sha256};
 
+pub use self::peers::{ExpectedServer, NoPins, PinTable, PinnedKeys, peer_client};
+pub use self::roots::{ROOTS_MAX, Roots};
+
 /// DNS name in the certificate of every server and of nothing else.
 pub const SERVER_NAME: &str = "server.optimus.internal";
-/// How long after its expiry an agent's certificate may still be used to renew it.
-pub const RENEWAL_GRACE: Span = Span(30 * 24 * 3_600_000);
+/// How long after its expiry an agent's certificate may still be used to renew it. Its key is on record and can be
+/// revoked at any time, so this only bounds what nobody remembers; a host may well be off for a season.
+pub const RENEWAL_GRACE: Span = Span(400 * 24 * 3_600_000);
 /// Longest certificate or certificate request looked at.
 pub const DER_MAX: usize = 8 << 10;
 
@@ -192,28 +200,23 @@ impl fmt::Debug for Key {
     }
 }
 
-fn roots(ca: &[u8]) -> Result<Arc<RootCertStore>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(ca.to_vec())).map_err(TlsError::Setup)?;
-    Ok(Arc::new(roots))
-}
-
 fn client_builder(clock: &Arc<dyn Clock>) -> Result<rustls::ConfigBuilder<rustls::ClientConfig, rustls::WantsVerifier>, TlsError> {
     rustls::ClientConfig::builder_with_details(provider(), Arc::new(EnvTime(clock.clone())))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Setup)
 }
 
-/// A client of the cluster's servers with a certificate of its own. Dial as [`SERVER_NAME`].
-pub fn member_client(
-    ca: &[u8],
+/// A client of the cluster's servers with a certificate of its own, which trusts the CAs `roots` (DER). Dial as
+/// [`SERVER_NAME`].
+pub fn member_client<T: AsRef<[u8]>>(
+    roots: &[T],
     certificate: &[u8],
     key: &Key,
     alpn: &[u8],
     clock: &Arc<dyn Clock>,
 ) -> Result<rustls::ClientConfig, TlsError> {
     let mut config = client_builder(clock)?
-        .with_root_certificates(roots(ca)?)
+        .with_root_certificates(Roots::new(roots)?.current())
         .with_client_auth_cert(vec![CertificateDer::from(certificate.to_vec())], key.private_der())
         .map_err(TlsError::Setup)?;
     config.alpn_protocols = vec![alpn.to_vec()];
@@ -283,21 +286,18 @@ impl ServerCertVerifier for PinnedCa {
 
 /// The server side for machines: asks for a certificate of the cluster CA. A client without one passes
 /// the handshake (it may redeem a join token); whoever serves a protocol for members must look at
-/// the peer's identity before the first byte.
+/// the peer's identity before the first byte. `pins` says which servers are members.
 pub fn machine_server(
-    ca: &[u8],
+    roots: &Arc<Roots>,
     certificates: Arc<dyn rustls::server::ResolvesServerCert>,
+    pins: Arc<dyn PinnedKeys>,
     alpn: &[&[u8]],
     clock: &Arc<dyn Clock>,
 ) -> Result<rustls::ServerConfig, TlsError> {
-    let inner = WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| TlsError::Verifier(e.to_string()))?;
     let mut config = rustls::ServerConfig::builder_with_details(provider(), Arc::new(EnvTime(clock.clone())))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Setup)?
-        .with_client_cert_verifier(Arc::new(MemberVerifier(inner)))
+        .with_client_cert_verifier(Arc::new(MemberVerifier { roots: roots.clone(), pins }))
         .with_cert_resolver(certificates);
     config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
     // No resumption: each session shows its certificate, so that revocation holds for all of them.
@@ -320,16 +320,22 @@ pub fn https_server(
     Ok(config)
 }
 
-/// Checks client certificates as webpki does, but lets expired ones through within [`RENEWAL_GRACE`].
+/// Checks client certificates as webpki does, but lets expired ones through: of agents within [`RENEWAL_GRACE`], of
+/// servers as [`PinnedKeys`] says.
 #[derive(Debug)]
-struct MemberVerifier(Arc<dyn ClientCertVerifier>);
+struct MemberVerifier {
+    roots: Arc<Roots>,
+    pins: Arc<dyn PinnedKeys>,
+}
 
 impl ClientCertVerifier for MemberVerifier {
     fn client_auth_mandatory(&self) -> bool {
         false
     }
+
+    /// None: a client has one certificate to show, and the authorities may change while we run.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        &[]
     }
 
     fn verify_client_cert(
@@ -339,20 +345,33 @@ impl ClientCertVerifier for MemberVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         use rustls::Error::InvalidCertificate;
-        match self.0.verify_client_cert(end_entity, intermediates, now) {
-            Err(InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
-                let expired = || InvalidCertificate(CertificateError::Expired);
-                let identity = PeerIdentity::of(end_entity).map_err(|_| expired())?;
-                let ago = Timestamp(now.as_secs().saturating_mul(1000)).since(identity.not_after);
-                if ago > RENEWAL_GRACE {
-                    return Err(expired());
-                }
-                // Everything else about it must hold at the moment it expired.
-                let then = UnixTime::since_unix_epoch(Duration::from_millis(identity.not_after.0));
-                self.0.verify_client_cert(end_entity, intermediates, then)
-            }
-            other => other,
+        let verifier = WebPkiClientVerifier::builder_with_provider(self.roots.current(), provider())
+            .build()
+            .map_err(|e| rustls::Error::General(e.to_string()))?;
+        let check = |at| verifier.verify_client_cert(end_entity, intermediates, at).map(drop);
+        let checked = check(now);
+        if let Err(error) = &checked
+            && !peers::is_expired(error)
+        {
+            return Err(error.clone());
         }
+        let unusable = || InvalidCertificate(CertificateError::ApplicationVerificationFailure);
+        let identity = PeerIdentity::of(end_entity).map_err(|_| unusable())?;
+        let again = match identity.role {
+            Role::Server(_) => peers::judge(&identity, &*self.pins, checked)?,
+            Role::Agent(_) => {
+                let ago = Timestamp(now.as_secs().saturating_mul(1000)).since(identity.not_after);
+                if checked.is_err() && ago > RENEWAL_GRACE {
+                    return Err(InvalidCertificate(CertificateError::Expired));
+                }
+                checked.is_err()
+            }
+        };
+        if again {
+            // Everything else about it must hold at the moment it expired.
+            check(peers::last_moment(&identity))?;
+        }
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -361,7 +380,7 @@ impl ClientCertVerifier for MemberVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
     }
     fn verify_tls13_signature(
         &self,
@@ -369,10 +388,10 @@ impl ClientCertVerifier for MemberVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 

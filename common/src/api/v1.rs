@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::ids::{AllocId, ClusterId, DeploymentId, NodeId, WorkloadKey};
+use crate::join_token::Role;
 use crate::protocol::Phase;
 use crate::reason::{Exit, Reason};
 use crate::spec::{ProjectSpec, WorkloadSpec};
@@ -329,13 +330,83 @@ pub struct ActionAnswer {
     pub changed: bool,
 }
 
+/// `GET /v1/cluster`: the servers of the control plane.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterView {
+    pub cluster: ClusterId,
+    /// Raft id of the leader.
+    pub leader: u64,
+    pub term: u64,
+    /// Last entry of the leader's log.
+    pub last_log: u64,
+    /// Version of the commands every server understands.
+    pub version: u32,
+    pub servers: Vec<ServerView>,
+    /// What a person should know, in sentences.
+    pub warnings: Vec<String>,
+}
+
+/// One server of the control plane.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ServerView {
+    pub id: u64,
+    pub name: String,
+    /// `host:port` (UDP) for peers and agents.
+    pub address: String,
+    /// `host:port` of its API.
+    pub api: String,
+    pub version: String,
+    /// Highest cluster version it understands.
+    pub level: u32,
+    pub role: ServerRole,
+    /// Whether the leader hears it.
+    pub alive: bool,
+    /// Milliseconds since the leader heard it; unset: never since it leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_ms: Option<u64>,
+    /// Entries it is behind the leader; unset: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind: Option<u64>,
+    pub joined_at: Timestamp,
+}
+
+/// The part a server plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerRole {
+    Leader,
+    Voter,
+    /// Receives the log and has no vote yet.
+    Learner,
+    /// Admitted, and not reached yet.
+    Joining,
+    Leaving,
+}
+
+/// `POST /v1/cluster:transfer-leader`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TransferRequest {
+    /// Raft id of the server that shall lead; unset: the one that has most of the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TransferAnswer {
+    /// Raft id of the server that leads now.
+    pub leader: u64,
+}
+
 /// `POST /v1/join-tokens`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JoinTokenRequest {
     /// Default 1 h, at most 30 days.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Span>,
-    /// How many agents may use it; default 1.
+    /// What its holder may become: `agent` (default) or `server`, which is handed the cluster's root key.
+    #[serde(default, skip_serializing_if = "Role::is_agent")]
+    pub role: Role,
+    /// How many may use it; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uses: Option<u32>,
 }

@@ -8,6 +8,7 @@ use crate::state::*;
 use crate::{reconciler, view};
 use optimus_common::api::v1::DeploymentPhase;
 use optimus_common::ids::RequestId;
+use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts, Phase};
 use optimus_common::reason::Exit;
 use optimus_common::spec::*;
@@ -74,7 +75,7 @@ impl World {
         world.apply(Command::CreateCluster { id: ClusterId(id(1)), ca_certificate: vec![], ca_key_sealed: vec![] });
         let token = TokenId(id(2));
         let expires_at = world.now + Span::secs(60);
-        world.apply(Command::CreateToken { id: token, secret_hash: vec![], expires_at, uses: nodes as u32 });
+        world.apply(Command::CreateToken { id: token, secret_hash: vec![], expires_at, uses: nodes as u32, role: Role::Agent });
         for n in 0..nodes {
             let node = NodeId(id(100 + n as u128));
             let name = format!("host-{n}");
@@ -463,14 +464,20 @@ fn a_retried_request_has_one_effect() {
 fn tokens_expire_and_are_used_up() {
     let mut world = World::new(0);
     let (token, at) = (TokenId(id(5)), world.now);
-    world.apply(Command::CreateToken { id: token, secret_hash: vec![], expires_at: at + Span::secs(10), uses: 1 });
+    world.apply(Command::CreateToken { id: token, secret_hash: vec![], expires_at: at + Span::secs(10), uses: 1, role: Role::Agent });
     let admit = |world: &mut World, node: u128| {
         let (node, certificate_expires_at) = (NodeId(id(node)), world.now);
         world.apply(Command::AdmitNode { token, node, name: "h".into(), key_fingerprint: vec![], certificate_expires_at })
     };
     assert!(matches!(admit(&mut world, 1), Applied::Done { .. }));
     assert_eq!(admit(&mut world, 2), Applied::Refused(Refusal::TokenUsedUp));
-    world.apply(Command::CreateToken { id: TokenId(id(6)), secret_hash: vec![], expires_at: at + Span::secs(10), uses: 1 });
+    world.apply(Command::CreateToken {
+        id: TokenId(id(6)),
+        secret_hash: vec![],
+        expires_at: at + Span::secs(10),
+        uses: 1,
+        role: Role::Agent,
+    });
     world.now = world.now + Span::secs(11);
     let late = Command::AdmitNode {
         token: TokenId(id(6)),
@@ -527,4 +534,48 @@ fn an_end_for_want_of_memory_is_told_as_that_also_when_the_next_start_came_at_on
     world.apply(Command::Report { node: copy.node, statuses: vec![status], gone: vec![] });
     let events: Vec<String> = world.state.events.values().filter(|e| e.kind == EventKind::CopyExited).map(|e| e.message.clone()).collect();
     assert_eq!(events, ["out of memory: killed at its limit of 64 MiB (peak 64 MiB) after 3s"]);
+}
+
+#[test]
+fn a_server_joins_once_per_token_and_its_id_is_never_given_again() {
+    let mut state = State::default();
+    let at = Timestamp(1_000);
+    let mut index = 0;
+    let mut apply = |state: &mut State, command| {
+        index += 1;
+        state.apply(index, Proposal { at, request: None, command })
+    };
+    let facts = |level| ServerFacts { name: "s".into(), address: "h:1".into(), api: "h:2".into(), version: "1".into(), level };
+    apply(&mut state, Command::CreateCluster { id: ClusterId(id(1)), ca_certificate: vec![], ca_key_sealed: vec![] });
+    let admit = |token, key: u8, level| Command::AdmitServer { token, server: facts(level), key_fingerprint: vec![key] };
+    assert!(matches!(apply(&mut state, admit(None, 1, 2)), Applied::Done { .. }));
+    assert!(matches!(apply(&mut state, admit(None, 1, 2)), Applied::Unchanged { .. }), "a retry");
+    assert_eq!(apply(&mut state, admit(None, 2, 2)), Applied::Refused(Refusal::TokenUnknown), "one founder only");
+
+    let (servers, agents) = (TokenId(id(2)), TokenId(id(3)));
+    for (id, role) in [(servers, Role::Server), (agents, Role::Agent)] {
+        apply(&mut state, Command::CreateToken { id, secret_hash: vec![], expires_at: at + Span::secs(10), uses: 2, role });
+    }
+    let wrong = Refusal::TokenRole { is: Role::Agent, wanted: Role::Server };
+    assert_eq!(apply(&mut state, admit(Some(agents), 2, 2)), Applied::Refused(wrong));
+    let node =
+        Command::AdmitNode { token: servers, node: NodeId(id(9)), name: "n".into(), key_fingerprint: vec![9], certificate_expires_at: at };
+    assert!(matches!(apply(&mut state, node), Applied::Refused(Refusal::TokenRole { .. })), "nor the other way round");
+    assert!(matches!(apply(&mut state, admit(Some(servers), 2, 2)), Applied::Done { .. }));
+    assert!(matches!(apply(&mut state, admit(Some(servers), 2, 2)), Applied::Unchanged { .. }), "a retry burns no second use");
+    let second = *state.servers.keys().max().unwrap();
+
+    // A version is raised only to what all understand, and commands wait for it.
+    assert!(matches!(apply(&mut state, Command::RemoveServer { id: second }), Applied::Refused(Refusal::NotYet { .. })));
+    assert!(matches!(apply(&mut state, Command::RaiseVersion { to: 3 }), Applied::Unchanged { .. }));
+    assert!(matches!(apply(&mut state, Command::RaiseVersion { to: 2 }), Applied::Done { .. }));
+    assert!(matches!(apply(&mut state, admit(Some(servers), 3, 1)), Applied::Refused(Refusal::TooOld { cluster: 2, server: 1 })));
+
+    assert!(matches!(apply(&mut state, Command::ForgetServer { id: second }), Applied::Unchanged { .. }), "it is not leaving");
+    assert!(matches!(apply(&mut state, Command::RemoveServer { id: second }), Applied::Done { .. }));
+    assert_eq!(apply(&mut state, Command::RemoveServer { id: 1 }), Applied::Refused(Refusal::LastServer(1)));
+    assert!(matches!(apply(&mut state, Command::ForgetServer { id: second }), Applied::Done { .. }));
+    assert!(matches!(apply(&mut state, admit(Some(servers), 3, 2)), Applied::Done { .. }));
+    assert!(*state.servers.keys().max().unwrap() > second);
+    assert_eq!(state.servers.len(), 2);
 }

@@ -241,9 +241,14 @@ fn serde_name(kind: &crate::state::EventKind) -> String {
     use crate::state::EventKind::*;
     match kind {
         ClusterCreated => "cluster_created",
+        ClusterUpgraded => "cluster_upgraded",
+        ServerJoined => "server_joined",
+        ServerLeaving => "server_leaving",
+        ServerLeft => "server_left",
         NodeJoined => "node_joined",
         NodeUp => "node_up",
         NodeDown => "node_down",
+        NodeRemoved => "node_removed",
         TokenCreated => "token_created",
         TokenRefused => "token_refused",
         DeploymentStarted => "deployment_started",

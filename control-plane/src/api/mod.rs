@@ -34,6 +34,7 @@ pub use watch::WAIT_MAX;
 
 use crate::agent_calls::AgentCalls;
 use crate::auth::Auth;
+use crate::cluster_admin::ClusterAdmin;
 use crate::join_tokens::JoinTokens;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -92,6 +93,7 @@ pub struct ApiDeps {
     pub agents: Arc<dyn AgentCalls>,
     pub auth: Arc<Auth>,
     pub joins: Arc<dyn JoinTokens>,
+    pub cluster: Arc<dyn ClusterAdmin>,
     /// Others register their figures with it too.
     pub metrics: Arc<Metrics>,
 }

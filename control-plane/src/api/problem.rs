@@ -206,7 +206,14 @@ impl From<Refusal> for ApiError {
             Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp => {
                 ApiError::new(StatusCode::FORBIDDEN, code::TOKEN_REFUSED, detail)
             }
-            Refusal::BeingRemoved(_) | Refusal::TooMany { .. } | Refusal::ClusterExists => ApiError::conflict(detail),
+            Refusal::TokenRole { .. } => ApiError::new(StatusCode::FORBIDDEN, code::TOKEN_REFUSED, detail),
+            Refusal::NoSuchServer(_) => ApiError::not_found(detail),
+            Refusal::BeingRemoved(_)
+            | Refusal::TooMany { .. }
+            | Refusal::ClusterExists
+            | Refusal::TooOld { .. }
+            | Refusal::LastServer(_)
+            | Refusal::NotYet { .. } => ApiError::conflict(detail),
         }
     }
 }

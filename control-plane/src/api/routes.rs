@@ -119,8 +119,12 @@ pub fn table() -> &'static [Route] {
             route!(v1::deployments => get_deployment, View, Waits),
             route!(v1::nodes => list_nodes, Nodes, Plain),
             route!(v1::nodes => get_node, Nodes, Plain),
+            route!(v1::nodes => remove_node, NodesAdmin, Plain),
             route!(v1::tokens => create_join_token, Tokens, Plain),
             route!(v1::events => list_events, Events, Plain),
+            route!(v1::cluster => get_cluster, Cluster, Plain),
+            route!(v1::cluster => transfer_leader, ClusterAdmin, Plain),
+            route!(v1::cluster => remove_server, ClusterAdmin, Plain),
         ]
     })
 }

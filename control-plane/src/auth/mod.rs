@@ -21,6 +21,9 @@ pub use token::{AdminToken, TokenFileError, load_or_create};
 use throttle::Throttle;
 use token::TokenHash;
 
+/// Name of the administrator's token's file in a server's data directory.
+pub const TOKEN_FILE: &str = "admin.token";
+
 /// What a route does, as far as access goes. Every route names exactly one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -38,14 +41,20 @@ pub enum Permission {
     Logs,
     /// Look at the hosts.
     Nodes,
+    /// Remove hosts.
+    NodesAdmin,
     /// Let new hosts in.
     Tokens,
     Metrics,
     Events,
+    /// Look at the servers of the control plane.
+    Cluster,
+    /// Change who they are and which of them leads.
+    ClusterAdmin,
 }
 
 impl Permission {
-    pub const ALL: [Permission; 12] = [
+    pub const ALL: [Permission; 15] = [
         Permission::Public,
         Permission::View,
         Permission::Deploy,
@@ -55,9 +64,12 @@ impl Permission {
         Permission::Remove,
         Permission::Logs,
         Permission::Nodes,
+        Permission::NodesAdmin,
         Permission::Tokens,
         Permission::Metrics,
         Permission::Events,
+        Permission::Cluster,
+        Permission::ClusterAdmin,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -71,9 +83,12 @@ impl Permission {
             Permission::Remove => "remove",
             Permission::Logs => "logs",
             Permission::Nodes => "nodes",
+            Permission::NodesAdmin => "nodes:admin",
             Permission::Tokens => "tokens",
             Permission::Metrics => "metrics:view",
             Permission::Events => "events",
+            Permission::Cluster => "cluster:view",
+            Permission::ClusterAdmin => "cluster:admin",
         }
     }
 }

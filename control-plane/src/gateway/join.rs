@@ -10,12 +10,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use optimus_common::api::v1::JoinTokenAnswer;
-use optimus_common::join_token::{JoinToken, Role, SERVERS_MAX};
-use optimus_common::protocol::{JoinAnswer, JoinRequest, Message, PROTOCOL, Refused};
+use optimus_common::join_token::{JoinToken, Role, SERVERS_MAX, is_host_port};
+use optimus_common::protocol::{Blob, JoinAnswer, JoinRequest, Message, PROTOCOL, Refused, ServerJoinAnswer, ServerJoinRequest};
 use optimus_common::reason::{Code, code};
 use optimus_common::{NodeId, Span, Timestamp, TokenId};
 use optimus_core::state::command::Refusal;
-use optimus_core::state::{Applied, Command, JoinToken as TokenRow, State};
+use optimus_core::state::{Applied, Command, JoinToken as TokenRow, ServerFacts, ServerRow, State};
 use optimus_host::telemetry::Chain;
 use optimus_host::tls;
 use optimus_host::transport::{self, FrameReader, FrameWriter, HANDSHAKE_TIMEOUT, close};
@@ -40,12 +40,17 @@ const NAME_MAX: usize = 253;
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 
 impl JoinTokens for Gateway {
-    fn create(&self, ttl: Span, uses: u32) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>> {
-        Box::pin(create(&self.shared, ttl, uses))
+    fn create(
+        &self,
+        role: Role,
+        ttl: Span,
+        uses: u32,
+    ) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>> {
+        Box::pin(create(&self.shared, role, ttl, uses))
     }
 }
 
-async fn create(shared: &Shared, ttl: Span, uses: u32) -> Result<JoinTokenAnswer, JoinTokenError> {
+async fn create(shared: &Shared, role: Role, ttl: Span, uses: u32) -> Result<JoinTokenAnswer, JoinTokenError> {
     if ttl.0 == 0 || ttl > TTL_MAX {
         return Err(JoinTokenError::Refused(format!("a join token lives longer than nothing and at most {TTL_MAX}")));
     }
@@ -57,12 +62,18 @@ async fn create(shared: &Shared, ttl: Span, uses: u32) -> Result<JoinTokenAnswer
     env.entropy.fill(&mut random);
     let secret = URL_SAFE_NO_PAD.encode(random);
     let (id, expires_at) = (TokenId(env.new_id()), env.clock.now() + ttl);
-    let command = Command::CreateToken { id, secret_hash: tls::sha256(secret.as_bytes()).to_vec(), expires_at, uses };
+    let command = Command::CreateToken { id, secret_hash: tls::sha256(secret.as_bytes()).to_vec(), expires_at, uses, role };
     if let Applied::Refused(refusal) = shared.store.propose(command).await? {
         return Err(JoinTokenError::Refused(refusal.to_string()));
     }
-    let servers = shared.advertise.iter().take(SERVERS_MAX).cloned().collect();
-    let token = JoinToken { servers, ca_sha256: shared.identity.ca_fingerprint(), role: Role::Agent, id, secret, expires_at };
+    // This server first, as it is known to answer; then its peers.
+    let peers = shared.store.state();
+    let mut servers: Vec<String> = shared.advertise.clone();
+    servers.extend(peers.servers.values().filter(|s| !s.leaving).map(|s| s.address.clone()));
+    let mut seen = std::collections::BTreeSet::new();
+    servers.retain(|s| seen.insert(s.clone()));
+    servers.truncate(SERVERS_MAX);
+    let token = JoinToken { servers, ca_sha256: shared.identity.ca_fingerprint(), role, id, secret, expires_at };
     tracing::info!(token = %id, %expires_at, uses, "join token made");
     Ok(JoinTokenAnswer { token: token.encode(), id: id.to_string(), expires_at, uses })
 }
@@ -88,7 +99,8 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, _place: 
         Ok::<_, quinn::ConnectionError>((FrameWriter::new(send), first))
     };
     let (mut writer, request) = match tokio::time::timeout(HANDSHAKE_TIMEOUT, request).await {
-        Ok(Ok((writer, Ok(Some(Message::JoinRequest(request)))))) => (writer, request),
+        Ok(Ok((writer, Ok(Some(Message::JoinRequest(request)))))) => (writer, Joiner::Agent(request)),
+        Ok(Ok((writer, Ok(Some(Message::ServerJoinRequest(request)))))) => (writer, Joiner::Server(request)),
         Ok(Ok((_, other))) => {
             let got = match &other {
                 Ok(_) => "another message".to_owned(),
@@ -105,16 +117,20 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, _place: 
             Err(No { code: &code::OVERLOADED, message: format!("too many failed joins from this address; wait {} s", wait.as_secs() + 1) })
         }
         None => {
-            let answer = redeem(shared, &request).await;
+            let answer = match &request {
+                Joiner::Agent(request) => redeem(shared, request).await.map(|a| (format!("node {}", a.node), Message::from(a))),
+                Joiner::Server(request) => redeem_server(shared, request).await.map(|a| (format!("server {}", a.server), Message::from(a))),
+            };
             if matches!(&answer, Err(no) if no.code.code == code::TOKEN_REFUSED.code) {
                 shared.admission.failed(address.ip(), now);
             }
             answer
         }
     };
+    let token = short(request.token());
     match answer {
-        Ok(answer) => {
-            tracing::info!(%address, node = %answer.node, name = ?request.name, token = %short(&request.token_id), "node joined");
+        Ok((who, answer)) => {
+            tracing::info!(%address, who, token, "joined");
             let sent = async {
                 writer.send(answer).await?;
                 writer.finish()?;
@@ -127,8 +143,23 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, _place: 
             connection.close(VarInt::from_u32(close::DONE), b"");
         }
         Err(No { code, message }) => {
-            tracing::warn!(%address, name = ?request.name, token = %short(&request.token_id), code = code.code, reason = message, "join refused");
+            tracing::warn!(%address, token, code = code.code, reason = message, "join refused");
             transport::refuse(&connection, Some(&mut writer), Refused { code: code.code.into(), message }).await;
+        }
+    }
+}
+
+/// Who asks.
+enum Joiner {
+    Agent(JoinRequest),
+    Server(ServerJoinRequest),
+}
+
+impl Joiner {
+    fn token(&self) -> &str {
+        match self {
+            Joiner::Agent(request) => &request.token_id,
+            Joiner::Server(request) => &request.token_id,
         }
     }
 }
@@ -146,10 +177,10 @@ fn check<'a>(state: &'a State, id: Option<TokenId>, secret: &str) -> Option<&'a 
     row.filter(|_| same).map(|row| &**row)
 }
 
-async fn redeem(shared: &Shared, request: &JoinRequest) -> Result<JoinAnswer, No> {
-    let JoinRequest { versions, token_id, secret, csr, name } = request;
-    if super::session::negotiate(PROTOCOL, *versions).is_none() {
-        return Err(No { code: &code::PROTOCOL_MISMATCH, message: super::session::mismatch(*versions) });
+/// The token the joiner holds, with the state it was found in.
+async fn token_of(shared: &Shared, versions: (u16, u16), token_id: &str, secret: &str, wanted: Role) -> Result<(State, TokenRow), No> {
+    if super::session::negotiate(PROTOCOL, versions).is_none() {
+        return Err(No { code: &code::PROTOCOL_MISMATCH, message: super::session::mismatch(versions) });
     }
     let id: Option<TokenId> = token_id.parse().ok();
     let mut state = shared.store.state();
@@ -160,10 +191,20 @@ async fn redeem(shared: &Shared, request: &JoinRequest) -> Result<JoinAnswer, No
     let Some(row) = check(&state, id, secret) else {
         return Err(No::token("the join token is not known: wrong, revoked, or of another cluster"));
     };
-    let now = shared.store.env.clock.now();
-    if now >= row.expires_at {
+    if row.role != wanted {
+        return Err(No::token(Refusal::TokenRole { is: row.role, wanted }.to_string()));
+    }
+    if shared.store.env.clock.now() >= row.expires_at {
         return Err(No::token(format!("the join token expired at {}", row.expires_at)));
     }
+    let row = row.clone();
+    Ok((state, row))
+}
+
+async fn redeem(shared: &Shared, request: &JoinRequest) -> Result<JoinAnswer, No> {
+    let JoinRequest { versions, token_id, secret, csr, name } = request;
+    let (state, row) = token_of(shared, *versions, token_id, secret, Role::Agent).await?;
+    let now = shared.store.env.clock.now();
     if name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control) {
         return Err(No { code: &code::BAD_REQUEST, message: format!("the host name must have 1 to {NAME_MAX} printable characters") });
     }
@@ -186,7 +227,7 @@ async fn redeem(shared: &Shared, request: &JoinRequest) -> Result<JoinAnswer, No
     })?;
     match shared.store.propose(command).await.map_err(unavailable)? {
         // Another joiner was faster, or the clock moved on.
-        Applied::Refused(refusal @ (Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp)) => {
+        Applied::Refused(refusal @ (Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp | Refusal::TokenRole { .. })) => {
             Err(No::token(refusal.to_string()))
         }
         Applied::Refused(refusal) => Err(No { code: &code::CONFLICT, message: refusal.to_string() }),
@@ -197,6 +238,50 @@ async fn redeem(shared: &Shared, request: &JoinRequest) -> Result<JoinAnswer, No
             ca: shared.identity.ca_der().to_vec(),
         }),
     }
+}
+
+/// Admits a server and hands it what makes it one.
+async fn redeem_server(shared: &Shared, request: &ServerJoinRequest) -> Result<ServerJoinAnswer, No> {
+    let ServerJoinRequest { versions, token_id, secret, csr, server } = request;
+    let (state, row) = token_of(shared, *versions, token_id, secret, Role::Server).await?;
+    let bad = |message: String| No { code: &code::BAD_REQUEST, message };
+    let server: ServerFacts = server.open().map_err(|_| bad("what the server says of itself does not decode".into()))?;
+    let printable = |text: &str| !text.is_empty() && text.len() <= NAME_MAX && !text.chars().any(char::is_control);
+    if !printable(&server.name) || !printable(&server.version) {
+        return Err(bad(format!("the host name and the version must have 1 to {NAME_MAX} printable characters")));
+    }
+    if let Some(address) = [&server.address, &server.api].into_iter().find(|a| !is_host_port(a)) {
+        return Err(bad(format!("`{}` is not an address of the form host:port", short(address))));
+    }
+    let key = CheckedRequest::parse(csr).map_err(|e| bad(Chain(&e).to_string()))?;
+    let known = |state: &State| state.servers.values().find(|s| s.key_fingerprint == key.key_fingerprint).map(|s| s.id);
+    if known(&state).is_none() && row.uses_left == 0 {
+        return Err(No::token("the join token has been used up"));
+    }
+    let command = Command::AdmitServer { token: Some(row.id), server, key_fingerprint: key.key_fingerprint.to_vec() };
+    match shared.store.propose(command).await.map_err(unavailable)? {
+        Applied::Refused(refusal @ (Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp | Refusal::TokenRole { .. })) => {
+            return Err(No::token(refusal.to_string()));
+        }
+        Applied::Refused(refusal) => return Err(No { code: &code::CONFLICT, message: refusal.to_string() }),
+        _ => {}
+    }
+    let mut state = shared.store.state();
+    if known(&state).is_none() {
+        // Committed through another server, and not applied here yet.
+        state = shared.store.read().await.map_err(unavailable)?;
+    }
+    let internal = |message: &str| No { code: &code::INTERNAL, message: message.into() };
+    let id = known(&state).ok_or_else(|| internal("the server was admitted and is not in the state"))?;
+    let cluster = state.cluster.as_ref().ok_or_else(|| internal("the cluster has not been created yet"))?;
+    let servers: Vec<&ServerRow> = state.servers.values().map(|row| &**row).collect();
+    Ok(ServerJoinAnswer {
+        server: id,
+        cluster: Blob::of(cluster),
+        root_key: shared.identity.root_key_text().as_bytes().to_vec(),
+        admin_token: shared.admin.expose().to_owned(),
+        servers: Blob::of(&servers),
+    })
 }
 
 fn unavailable(error: crate::store::ProposeError) -> No {

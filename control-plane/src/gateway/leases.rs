@@ -45,6 +45,8 @@ pub async fn run(shared: Arc<Shared>) {
             () = clock.sleep(CHECK) => {}
         }
         let now = clock.monotonic();
+        // On every server, leader or not: a revoked node is out within a look.
+        shared.sessions.prune(&shared.store.state());
         if now.saturating_sub(last) > LEASE {
             // We slept (a suspended host, a stopped process), so everyone seems silent.
             tracing::warn!(for_ms = (now - last).as_millis() as u64, "this server did not run for a while; nodes get time to come back");
@@ -57,7 +59,6 @@ pub async fn run(shared: Arc<Shared>) {
         }
         let since = *since.get_or_insert(now);
         let state = shared.store.state();
-        shared.sessions.prune(&state);
         let up = state.nodes.values().filter(|n| n.up).map(|n| Watched { node: n.id, heard: shared.sessions.last_heard(n.id) });
         let mut down = judge(up, since, now);
         down.truncate(DOWN_PER_ROUND);

@@ -1,7 +1,7 @@
-//! The gateway: where agents connect.
+//! The gateway: where agents connect, and other servers.
 //!
-//! One QUIC endpoint serves two protocols, told apart by ALPN: agents with a certificate, and joiners with a
-//! token. Before a peer has shown who it is it may hold one of a bounded number of places and nothing else.
+//! One QUIC endpoint serves three protocols, told apart by ALPN: agents with a certificate, joiners with a
+//! token, and servers, which are passed on to [`crate::peers`]. Before a peer has shown who it is it may hold one of a bounded number of places and nothing else.
 //!
 //! ```text
 //! incoming -> Admission (places in all and per address, Retry when busy) -> handshake
@@ -10,6 +10,7 @@
 //!                     pushes Desired   (woken by desired::Hub)
 //!                     takes Reports    -> reports::Reports -> Command::Report
 //!                     Ping / Pong      -> Heard            -> leases::run -> Command::NodeDown (leader only)
+//!    ALPN raft  -> PeerServe::serve
 //! ```
 //! Sessions are held by the leader only; a server that does not lead sends agents on. What an agent
 //! says is believed about the node in its certificate and about nothing else.
@@ -27,7 +28,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN};
+use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN, ALPN_RAFT};
 use optimus_common::{NodeId, Span};
 use optimus_host::telemetry::Chain;
 use optimus_host::transport::{self, HANDSHAKE_TIMEOUT, close};
@@ -36,7 +37,9 @@ use quinn::{Connection, Endpoint, Incoming, VarInt};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::auth::AdminToken;
 use crate::identity::{Identity, IdentityError};
+use crate::peers::PeerServe;
 use crate::store::Store;
 use admission::{Admission, Place};
 use sessions::Sessions;
@@ -58,6 +61,8 @@ pub struct GatewayConfig {
     /// `host:port` of this cluster's servers for join tokens, the preferred one first. Empty: the
     /// address listened on.
     pub advertise: Vec<String>,
+    /// The administrator's token, which a joining server is handed.
+    pub admin: AdminToken,
 }
 
 /// Why the gateway cannot start.
@@ -80,9 +85,12 @@ struct Shared {
     store: Store,
     identity: Arc<Identity>,
     advertise: Vec<String>,
+    admin: AdminToken,
     admission: Arc<Admission>,
     sessions: Sessions,
     reports: reports::Reports,
+    /// Who serves other servers; without it they find no common protocol.
+    peers: Option<Arc<dyn PeerServe>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -97,8 +105,22 @@ pub struct Gateway {
 impl Gateway {
     /// Takes the UDP port. Nothing is served before [`Gateway::run`].
     pub fn bind(store: Store, identity: Arc<Identity>, config: GatewayConfig) -> Result<Arc<Self>, GatewayError> {
+        Self::bind_with_peers(store, identity, config, None)
+    }
+
+    /// The same, also for other servers, whose connections go to `peers`.
+    pub fn bind_with_peers(
+        store: Store,
+        identity: Arc<Identity>,
+        config: GatewayConfig,
+        peers: Option<Arc<dyn PeerServe>>,
+    ) -> Result<Arc<Self>, GatewayError> {
         let listen = |source| GatewayError::Listen { address: config.listen, source };
-        let endpoint = Endpoint::server(identity.quic_server()?, config.listen).map_err(listen)?;
+        let quic = match &peers {
+            Some(peers) => identity.quic_server_with_peers(peers.pins())?,
+            None => identity.quic_server()?,
+        };
+        let endpoint = Endpoint::server(quic, config.listen).map_err(listen)?;
         let local = endpoint.local_addr().map_err(listen)?;
         let advertise = if config.advertise.is_empty() { vec![local.to_string()] } else { config.advertise };
         if let Some(bad) = advertise.iter().find(|a| !optimus_common::join_token::is_host_port(a)) {
@@ -108,9 +130,11 @@ impl Gateway {
             store,
             identity,
             advertise,
+            admin: config.admin,
             admission: Admission::new(),
             sessions: Sessions::default(),
             reports: reports::Reports::default(),
+            peers,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
@@ -204,9 +228,13 @@ async fn serve(shared: Arc<Shared>, connecting: quinn::Connecting, address: Sock
         }
     };
     let alpn = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok()).and_then(|data| data.protocol);
-    match alpn.as_deref() {
-        Some(protocol) if protocol == ALPN_AGENT => session::serve(&shared, connection, place).await,
-        Some(protocol) if protocol == ALPN_JOIN => join::serve(&shared, connection, place).await,
+    match (alpn.as_deref(), &shared.peers) {
+        (Some(protocol), _) if protocol == ALPN_AGENT => session::serve(&shared, connection, place).await,
+        (Some(protocol), _) if protocol == ALPN_JOIN => join::serve(&shared, connection, place).await,
+        (Some(protocol), Some(peers)) if protocol == ALPN_RAFT => {
+            drop(place); // who is no member is sent away before the first byte is read
+            peers.serve(connection).await;
+        }
         // rustls refuses a handshake without a common ALPN; this is for the day that changes.
         _ => connection.close(VarInt::from_u32(close::PROTOCOL), b"no common protocol"),
     }

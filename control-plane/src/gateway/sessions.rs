@@ -96,9 +96,13 @@ impl Sessions {
         self.inner().heard.get(&node).map(|h| h.at())
     }
 
-    /// Forgets when nodes were heard that the state no longer has.
+    /// Ends the sessions of nodes that the state no longer has, and forgets when they were heard.
     pub fn prune(&self, state: &State) {
         let mut inner = self.inner();
+        for (node, session) in inner.sessions.iter().filter(|(node, _)| !state.nodes.contains_key(*node)) {
+            tracing::warn!(%node, "the node was removed: its session ends");
+            session.connection.close(VarInt::from_u32(close::REFUSED), b"OPT-1202 the node was removed from the cluster");
+        }
         if inner.heard.len() > state.nodes.len() {
             inner.heard.retain(|node, _| state.nodes.contains_key(node));
         }

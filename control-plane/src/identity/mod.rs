@@ -2,10 +2,13 @@
 //! settings of the server's two listeners.
 //!
 //! The CA is made at the first start. Its private key lives in replicated state sealed with the
-//! [root key](root_key), so that every server can issue. A server's own certificate is made anew at each
-//! start and at half its life; it is nowhere on disk.
+//! [root key](root_key), so that every server can issue. A server keeps its key pair for its life (peers know it by that)
+//! in its [record](record) on disk; its certificate it makes anew at each start and at half its life.
 
 pub mod ca;
+pub mod joining;
+pub mod members;
+pub mod record;
 pub mod root_key;
 
 use std::fmt;
@@ -14,20 +17,24 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use optimus_common::env::Env;
-use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN};
+use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN, ALPN_RAFT};
 use optimus_common::{ClusterId, NodeId, Timestamp};
 use optimus_core::state::command::Refusal;
 use optimus_core::state::{Applied, Cluster, Command, State};
 use optimus_host::telemetry::Chain;
-use optimus_host::tls::{self, Key, TlsError};
+use optimus_host::tls::{self, Key, NoPins, PinnedKeys, Roots, TlsError};
 use optimus_host::transport::{self, SetupError};
+use rustls::client::ResolvesClientCert;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio_util::sync::CancellationToken;
 
 pub use ca::{Ca, CheckedRequest, IssueError, Issued};
+pub use members::Members;
+use record::{Record, RecordError};
 use root_key::{RootKey, RootKeyError};
 
+use crate::peers::PeerSettings;
 use crate::store::{ProposeError, Store};
 
 /// Longest wait at start for a leader that can make the cluster.
@@ -42,6 +49,8 @@ const CA_KEY: &str = "CA key";
 pub enum IdentityError {
     #[error(transparent)]
     RootKey(#[from] RootKeyError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
     #[error("failed to create the cluster")]
     Propose(#[source] ProposeError),
     #[error("failed to create the cluster: {0}")]
@@ -73,14 +82,19 @@ pub struct Identity {
     env: Env,
     cluster: ClusterId,
     ca: Ca,
+    root: RootKey,
     server: u64,
+    key: Key,
     names: Vec<String>,
+    roots: Arc<Roots>,
     certificate: Arc<OwnCertificate>,
+    members: Members,
 }
 
 impl Identity {
-    /// Opens the identity of the cluster in `store`; makes cluster, CA and root key at the first start.
-    pub async fn open_or_create(data_dir: &Path, store: &Store, names: &ServerNames) -> Result<Arc<Self>, IdentityError> {
+    /// Founds the cluster in `store`: makes root key, CA and this server's own key and record. Started anew after it was
+    /// cut short, it goes on where it ended.
+    pub async fn found(data_dir: &Path, store: &Store, names: &ServerNames) -> Result<Arc<Self>, IdentityError> {
         let env = store.env.clone();
         let key = RootKey::open(data_dir)?;
         let (cluster, key) = match (settled(store).await?.cluster, key) {
@@ -95,26 +109,67 @@ impl Identity {
                 (create(store, &key).await?, key)
             }
         };
-        let secret = key.unseal(&cluster.ca_key_sealed, CA_KEY, cluster.id.0.as_bytes())?;
+        let record = match Record::load(data_dir)? {
+            Some(record) if record.cluster.id == cluster.id => record,
+            _ => {
+                let record = Record::new(names.server, cluster, &Key::generate()?, vec![], &key, &env);
+                record.store(data_dir)?;
+                record
+            }
+        };
+        Self::open(data_dir, record, names, &env)
+    }
+
+    /// The identity this data directory's record tells of. Needs nobody else.
+    pub fn open(data_dir: &Path, record: Record, names: &ServerNames, env: &Env) -> Result<Arc<Self>, IdentityError> {
+        let root = RootKey::open(data_dir)?.ok_or_else(|| RootKeyError::Missing { path: data_dir.join(root_key::FILE) })?;
+        let cluster = &record.cluster;
+        let secret = root.unseal(&cluster.ca_key_sealed, CA_KEY, cluster.id.0.as_bytes())?;
         let ca = Ca::open(cluster.id, &cluster.ca_certificate, Key::from_pkcs8(&secret)?)?;
+        let key = record.key(&root)?;
         let mut all = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
         all.extend(host_name());
         all.extend(names.names.iter().cloned());
         all.sort();
         all.dedup();
-        let own = certify(&ca, names.server, &all, &env)?;
+        let own = certify(&ca, &key, record.server, &all, env)?;
+        let roots = Roots::new(&[ca.certificate()])?;
         Ok(Arc::new(Identity {
-            env,
+            env: env.clone(),
             cluster: cluster.id,
             ca,
-            server: names.server,
+            root,
+            server: record.server,
+            key,
             names: all,
+            roots,
             certificate: Arc::new(OwnCertificate(RwLock::new(own))),
+            members: Members::new(record, data_dir.to_owned()),
         }))
     }
 
     pub fn cluster(&self) -> ClusterId {
         self.cluster
+    }
+
+    /// This server's Raft id.
+    pub fn server(&self) -> u64 {
+        self.server
+    }
+
+    /// SHA-256 of this server's public key.
+    pub fn key_fingerprint(&self) -> [u8; 32] {
+        self.key.fingerprint()
+    }
+
+    /// The servers of the cluster.
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// The text of the root key's file: for a server that joins, and nobody else.
+    pub fn root_key_text(&self) -> zeroize::Zeroizing<String> {
+        self.root.text()
     }
 
     /// Certificate of the cluster CA, DER.
@@ -147,8 +202,34 @@ impl Identity {
 
     /// QUIC for agents and for those who join. Follows renewals by itself.
     pub fn quic_server(&self) -> Result<quinn::ServerConfig, IdentityError> {
-        let config = tls::machine_server(self.ca_der(), self.certificate.clone(), &[ALPN_AGENT, ALPN_JOIN], &self.env.clock)?;
+        self.quic(Arc::new(NoPins), &[ALPN_AGENT, ALPN_JOIN])
+    }
+
+    /// The same, also for the servers that `pins` says are members.
+    pub fn quic_server_with_peers(&self, pins: Arc<dyn PinnedKeys>) -> Result<quinn::ServerConfig, IdentityError> {
+        self.quic(pins, &[ALPN_AGENT, ALPN_JOIN, ALPN_RAFT])
+    }
+
+    fn quic(&self, pins: Arc<dyn PinnedKeys>, alpn: &[&[u8]]) -> Result<quinn::ServerConfig, IdentityError> {
+        let config = tls::machine_server(&self.roots, self.certificate.clone(), pins, alpn, &self.env.clock)?;
         Ok(transport::server_config(config)?)
+    }
+
+    /// The authorities trusted by everything made from this identity.
+    pub fn roots(&self) -> &Arc<Roots> {
+        &self.roots
+    }
+
+    /// What this server needs to call the others.
+    pub fn peer_settings(&self, pins: Arc<dyn PinnedKeys>) -> PeerSettings {
+        PeerSettings {
+            cluster: self.cluster,
+            server: self.server,
+            roots: self.roots.clone(),
+            certificate: self.certificate.clone(),
+            pins,
+            env: self.env.clone(),
+        }
     }
 
     /// When the certificate this server shows at the moment expires.
@@ -161,7 +242,7 @@ impl Identity {
         if self.env.clock.now() < self.certificate.current().renew_at {
             return Ok(false);
         }
-        let fresh = certify(&self.ca, self.server, &self.names, &self.env)?;
+        let fresh = certify(&self.ca, &self.key, self.server, &self.names, &self.env)?;
         tracing::info!(expires_at = %fresh.expires_at, "server certificate renewed");
         *self.certificate.0.write().unwrap_or_else(|e| e.into_inner()) = fresh;
         Ok(true)
@@ -238,7 +319,7 @@ async fn create(store: &Store, key: &RootKey) -> Result<Cluster, IdentityError> 
 }
 
 /// The host's name, if it can be in a certificate.
-fn host_name() -> Option<String> {
+pub fn host_name() -> Option<String> {
     let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
     let fits = !name.is_empty()
         && name.len() <= 253
@@ -251,9 +332,8 @@ fn host_name() -> Option<String> {
     fits.then_some(name)
 }
 
-fn certify(ca: &Ca, server: u64, names: &[String], env: &Env) -> Result<Own, IdentityError> {
-    let key = Key::generate()?;
-    let issued = ca.issue_server(&key, server, names, env)?;
+fn certify(ca: &Ca, key: &Key, server: u64, names: &[String], env: &Env) -> Result<Own, IdentityError> {
+    let issued = ca.issue_server(key, server, names, env)?;
     let now = env.clock.now();
     // The CA goes along, for those who know only its hash.
     let chain = vec![issued.certificate.into(), ca.certificate().clone()];
@@ -285,5 +365,14 @@ impl fmt::Debug for OwnCertificate {
 impl ResolvesServerCert for OwnCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.current().certified)
+    }
+}
+/// Servers show each other the same certificate whoever dials.
+impl ResolvesClientCert for OwnCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.current().certified)
+    }
+    fn has_certs(&self) -> bool {
+        true
     }
 }

@@ -36,6 +36,8 @@ pub enum RootKeyError {
     Malformed { path: PathBuf },
     #[error("the root key {} is missing, but the cluster has data sealed with it; restore it from your backup", path.display())]
     Missing { path: PathBuf },
+    #[error("the root key {} is another cluster's; a server that joins starts with an empty data directory", path.display())]
+    Another { path: PathBuf },
     #[error("the root key does not open the {what}: it is another cluster's key, or the data is damaged")]
     Wrong { what: &'static str },
 }
@@ -59,17 +61,39 @@ impl RootKey {
 
     /// Makes the key of this data directory. Durable before it is used.
     pub fn create(data_dir: &Path, env: &Env) -> Result<Self, RootKeyError> {
-        let path = data_dir.join(FILE);
         let mut key = Zeroizing::new([0u8; KEY_BYTES]);
         env.entropy.fill(key.as_mut_slice());
+        let key = RootKey(key);
+        key.write(data_dir)?;
+        Ok(key)
+    }
+
+    /// Takes the key handed over by the cluster this server joins. Durable when it returns.
+    pub fn adopt(data_dir: &Path, text: &[u8]) -> Result<Self, RootKeyError> {
+        let path = data_dir.join(FILE);
+        let key = parse(text).ok_or_else(|| RootKeyError::Malformed { path: path.clone() })?;
+        match Self::open(data_dir)? {
+            None => key.write(data_dir)?,
+            Some(held) if held.0 == key.0 => {}
+            Some(_) => return Err(RootKeyError::Another { path }),
+        }
+        Ok(key)
+    }
+
+    fn write(&self, data_dir: &Path) -> Result<(), RootKeyError> {
+        let path = data_dir.join(FILE);
+        files::write_private(&path, self.text().as_bytes()).map_err(|source| RootKeyError::Io { path, source })
+    }
+
+    /// What the file holds. Secret.
+    pub fn text(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(String::with_capacity(FILE_MAX)); // never grows: no copy is left behind
         text.push_str(HEAD);
-        for byte in key.iter() {
+        for byte in self.0.iter() {
             text.push_str(&format!("{byte:02x}"));
         }
         text.push('\n');
-        files::write_private(&path, text.as_bytes()).map_err(|source| RootKeyError::Io { path, source })?;
-        Ok(RootKey(key))
+        text
     }
 
     /// Encrypts `plain`; it opens again only for the same `what` and `context`.

@@ -15,7 +15,7 @@ use super::error::{AdminError, ProposeError, ReadError, StartError};
 use super::fatal::Fatal;
 use super::log_store::{LogStore, WriterHandle};
 use super::machine::Machine;
-use super::network::{Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::network::{Contacts, Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
 use super::runtime::Runtime;
 use super::snapshots::SnapshotStore;
 use super::state_machine::StateMachine;
@@ -57,6 +57,7 @@ struct Inner<M: Machine> {
     fatal: Fatal,
     tuning: Arc<Tuning>,
     transport: Arc<dyn PeerTransport>,
+    contacts: Contacts,
     handler: std::sync::OnceLock<Arc<dyn PeerHandler>>,
     stop: watch::Sender<bool>,
     /// Taken by the first `shutdown`; the others wait for it on this lock.
@@ -105,7 +106,8 @@ impl<M: Machine> RaftNode<M> {
                 return Err(StartError::Restore { id: snapshot_id, reason });
             }
         };
-        let peers = PeerNetwork { transport: network.clone(), snapshot_ttl: tuning.snapshot_ttl };
+        let contacts = Contacts::default();
+        let peers = PeerNetwork { transport: network.clone(), snapshot_ttl: tuning.snapshot_ttl, contacts: contacts.clone() };
         let raft = match Raft::new(node_id, settings, peers, log, machine).await {
             Ok(raft) => raft,
             Err(e) => {
@@ -131,6 +133,7 @@ impl<M: Machine> RaftNode<M> {
             fatal,
             tuning,
             transport: network,
+            contacts,
             handler: std::sync::OnceLock::new(),
             stop,
             parts,
@@ -140,12 +143,7 @@ impl<M: Machine> RaftNode<M> {
 
         // Nobody else can win, so waiting out an election timeout would only delay the start.
         // The metrics do not show the membership yet; openraft's own state does.
-        let alone = node.inner.raft.with_raft_state(move |s| s.membership_state.effective().membership().voter_ids().eq([node_id]));
-        let elected = match alone.await {
-            Ok(true) => node.inner.raft.trigger().elect().await,
-            Ok(false) => Ok(()),
-            Err(e) => Err(e),
-        };
+        let elected = if node.is_alone().await { node.inner.raft.trigger().elect().await } else { Ok(()) };
         if let Err(e) = elected {
             node.shutdown().await;
             return Err(StartError::Raft(node.reason(e.to_string())));
@@ -267,7 +265,7 @@ impl<M: Machine> RaftNode<M> {
 
     /// Where this node stands.
     pub fn status(&self) -> Status {
-        Status::new(&self.inner.raft.metrics().borrow(), self.inner.fatal.get())
+        Status::new(&self.inner.raft.metrics().borrow(), self.inner.contacts.ages_ms(), self.inner.fatal.get())
     }
 
     /// Index up to which the published state reaches.
@@ -302,6 +300,35 @@ impl<M: Machine> RaftNode<M> {
         self.change(self.inner.raft.add_learner(id, node, true)).await
     }
 
+    /// Adds a server without a vote and waits for the change only, not for the server. Gives the log index.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn start_learner(&self, id: u64, addr: &str) -> Result<u64, AdminError> {
+        let node = BasicNode { addr: addr.to_owned() };
+        self.change(self.inner.raft.add_learner(id, node, false)).await
+    }
+
+    /// Takes a server without a vote out of the cluster. Gives the log index.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn remove_learner(&self, id: u64) -> Result<u64, AdminError> {
+        self.change(self.inner.raft.change_membership(openraft::ChangeMembers::RemoveNodes(BTreeSet::from([id])), true)).await
+    }
+
+    /// Makes another voter the leader.
+    pub async fn transfer_leader(&self, _to: Option<u64>) -> Result<u64, AdminError> {
+        Err(AdminError::Refused("not yet".to_owned()))
+    }
+
+    /// Whether this server is the only one with a vote: then it leads as soon as its disk has taken the vote.
+    pub async fn is_alone(&self) -> bool {
+        let id = self.inner.id;
+        let alone = self.inner.raft.with_raft_state(move |s| s.membership_state.effective().membership().voter_ids().eq([id]));
+        alone.await.unwrap_or(false)
+    }
+
     /// Makes exactly `voters` the servers with a vote (through joint consensus); they must be members already. Servers that
     /// lose their vote leave the cluster. Gives the log index.
     ///
@@ -334,7 +361,7 @@ impl<M: Machine> RaftNode<M> {
         self.inner.fatal.get().unwrap_or(otherwise)
     }
 
-    /// Sets who answers the requests that are not Raft's own ([`PeerRpc::Leases`]). The first call counts.
+    /// Sets who answers the requests that are not Raft's own ([`PeerRpc::Leases`], [`PeerRpc::Admin`]). The first call counts.
     pub fn set_handler(&self, handler: Arc<dyn PeerHandler>) {
         let _ = self.inner.handler.set(handler); // a second handler is a mistake of ours, and the first one keeps working
     }
@@ -366,7 +393,7 @@ impl<M: Machine> RaftNode<M> {
         if let Some(reason) = self.inner.fatal.get() {
             return Err(PeerError::Stopped(reason));
         }
-        if kind == PeerRpc::Leases {
+        if matches!(kind, PeerRpc::Leases | PeerRpc::Admin) {
             let handler = self.inner.handler.get().ok_or_else(|| PeerError::Refused("this server is still starting".to_owned()))?;
             return handler.handle(from, kind, body).await;
         }

@@ -48,12 +48,14 @@ pub struct Status {
     pub replicated: BTreeMap<u64, Option<u64>>,
     /// On the leader: milliseconds since a quorum last confirmed it.
     pub quorum_age_ms: Option<u64>,
+    /// Milliseconds since each other member last answered this server. Only the leader asks them all.
+    pub contact_age_ms: BTreeMap<u64, u64>,
     /// Why this server must stop, if it must.
     pub fatal: Option<String>,
 }
 
 impl Status {
-    pub(crate) fn new(m: &RaftMetrics<u64, openraft::BasicNode>, fatal: Option<String>) -> Self {
+    pub(crate) fn new(m: &RaftMetrics<u64, openraft::BasicNode>, contact_age_ms: BTreeMap<u64, u64>, fatal: Option<String>) -> Self {
         let membership = m.membership_config.membership();
         let role = match m.state {
             ServerState::Learner => Role::Learner,
@@ -76,6 +78,7 @@ impl Status {
             members: membership.nodes().map(|(id, n)| (*id, n.addr.clone())).collect(),
             replicated: m.replication.iter().flatten().map(|(id, at)| (*id, at.as_ref().map(index))).collect(),
             quorum_age_ms: m.millis_since_quorum_ack,
+            contact_age_ms,
             fatal,
         }
     }

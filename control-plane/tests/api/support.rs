@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use optimus_common::api::v1::JoinTokenAnswer;
 use optimus_common::env::{Clock, Entropy, Env, Spawn};
+use optimus_common::join_token::Role;
 use optimus_common::protocol::{LogChunk, LogLine, LogRequest, NodeFacts};
 use optimus_common::{AllocId, Bytes, ClusterId, Millicores, Name, NodeId, Span, Timestamp, TokenId, WorkloadKey};
 use optimus_control_plane::agent_calls::{AgentCallError, AgentCalls, LogAnswer};
 use optimus_control_plane::api::{ApiConfig, ApiDeps, Limits, serve};
 use optimus_control_plane::auth::{AdminToken, Auth};
+use optimus_control_plane::cluster_admin::{self, AdminError, ClusterAdmin, MemberReport, Report};
 use optimus_control_plane::join_tokens::{JoinTokenError, JoinTokens};
 use optimus_control_plane::metrics::Metrics;
 use optimus_control_plane::store::{Consensus, ConsensusStatus, ProposeError, Store};
@@ -135,6 +137,7 @@ impl Consensus for Memory {
             applied: index,
             voters: 1,
             is_leader: has_leader,
+            ..ConsensusStatus::default()
         }
     }
 }
@@ -182,7 +185,7 @@ impl AgentCalls for FakeAgents {
 
 struct FakeJoins;
 impl JoinTokens for FakeJoins {
-    fn create(&self, ttl: Span, uses: u32) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>> {
+    fn create(&self, _: Role, ttl: Span, uses: u32) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>> {
         Box::pin(async move { Ok(JoinTokenAnswer { token: "join".into(), id: "id".into(), expires_at: Timestamp(0) + ttl, uses }) })
     }
 }
@@ -244,6 +247,7 @@ pub async fn start_with(limits: Limits) -> Server {
         store: store.clone(),
         agents: agents.clone(),
         auth: Arc::new(Auth::new(&token)),
+        cluster: Arc::new(Alone),
         joins: Arc::new(FakeJoins),
         metrics: Arc::new(Metrics::new()),
     };
@@ -349,7 +353,7 @@ async fn join_node(store: &Store) {
         ..NodeFacts::default()
     };
     for command in [
-        Command::CreateToken { id: token, secret_hash: vec![1], expires_at, uses: 1 },
+        Command::CreateToken { id: token, secret_hash: vec![1], expires_at, uses: 1, role: Role::Agent },
         Command::AdmitNode { token, node: NODE, name: "host-1".into(), key_fingerprint: vec![2], certificate_expires_at: expires_at },
         Command::NodeUp { node: NODE, facts },
     ] {
@@ -387,5 +391,20 @@ pub async fn until_waiting(server: &Server, count: usize) {
     while server.memory.listeners() < count {
         assert!(began.elapsed() < DEADLINE, "nobody waits");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A cluster of one server.
+struct Alone;
+
+impl ClusterAdmin for Alone {
+    fn report(&self) -> cluster_admin::Answer<'_, Report> {
+        let me = MemberReport { id: 1, voter: true, silent_ms: Some(0), behind: Some(0) };
+        Box::pin(async { Ok(Report { leader: 1, term: 1, last_log: 1, members: vec![me] }) })
+    }
+    fn transfer(&self, to: Option<u64>) -> cluster_admin::Answer<'_, u64> {
+        Box::pin(async move {
+            Err(AdminError::Refused(to.map_or_else(|| "no other server has a vote".into(), |id| format!("server {id} has no vote"))))
+        })
     }
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use optimus_agent::link::{AgentIdentity, JoinError, join, join_or_open};
-use optimus_common::join_token::{JoinToken, JoinTokenError};
+use optimus_common::join_token::{JoinToken, JoinTokenError, Role};
 use optimus_common::{Span, TokenId};
 use optimus_control_plane::identity::{Identity, IdentityError, ServerNames};
 use optimus_control_plane::join_tokens::JoinTokens;
@@ -94,7 +94,7 @@ async fn a_wrong_secret_and_an_unknown_token_get_the_same_answer() {
 async fn an_expired_token_is_refused_by_both_clocks() {
     let (test, dir, node_dir) = (TestEnv::new(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let server = Server::start(&test, dir.path()).await;
-    let token = server.gateway.create(Span::secs(60), 5).await.unwrap().token;
+    let token = server.gateway.create(Role::Agent, Span::secs(60), 5).await.unwrap().token;
     let agent = TestEnv::new();
     agent.advance(Span::secs(61));
     let error = join(&token, "h", node_dir.path(), &agent.env).await.unwrap_err();
@@ -165,9 +165,9 @@ async fn tokens_have_bounds() {
     let (test, dir) = (TestEnv::new(), tempfile::tempdir().unwrap());
     let server = Server::start(&test, dir.path()).await;
     for (ttl, uses) in [(Span(0), 1), (Span(31 * 24 * HOUR.0), 1), (HOUR, 0), (HOUR, 10_001)] {
-        assert!(server.gateway.create(ttl, uses).await.is_err(), "{ttl} {uses}");
+        assert!(server.gateway.create(Role::Agent, ttl, uses).await.is_err(), "{ttl} {uses}");
     }
-    let answer = server.gateway.create(HOUR, 3).await.unwrap();
+    let answer = server.gateway.create(Role::Agent, HOUR, 3).await.unwrap();
     let row = server.store.now().tokens[&answer.id.parse::<TokenId>().unwrap()].clone();
     let secret = JoinToken::decode(&answer.token).unwrap().secret;
     assert_eq!(row.secret_hash, optimus_host::tls::sha256(secret.as_bytes()));
@@ -180,8 +180,8 @@ async fn a_restarted_server_is_the_same_cluster_and_needs_its_root_key() {
     let (test, dir) = (TestEnv::new(), tempfile::tempdir().unwrap());
     let store = Store::new(TestStore::new(), test.env.clone());
     let names = ServerNames { server: 1, names: vec!["optimus.example.org".into()] };
-    let first = Identity::open_or_create(dir.path(), &store, &names).await.unwrap();
-    let second = Identity::open_or_create(dir.path(), &store, &names).await.unwrap();
+    let first = Identity::found(dir.path(), &store, &names).await.unwrap();
+    let second = Identity::found(dir.path(), &store, &names).await.unwrap();
     assert_eq!((first.cluster(), first.ca_der()), (second.cluster(), second.ca_der()));
     assert!(first.ca_pem().starts_with("-----BEGIN CERTIFICATE-----\n"));
     assert!(!second.renew_if_due().unwrap());
@@ -193,13 +193,13 @@ async fn a_restarted_server_is_the_same_cluster_and_needs_its_root_key() {
     let text = std::fs::read_to_string(&key).unwrap();
     assert!(!format!("{:?}", store.state()).contains(text.trim().rsplit(':').next().unwrap()), "the root key is not in the state");
     std::fs::remove_file(&key).unwrap();
-    let error = Identity::open_or_create(dir.path(), &store, &names).await.err().unwrap();
+    let error = Identity::found(dir.path(), &store, &names).await.err().unwrap();
     assert!(error.to_string().contains("missing"), "{error}");
     assert!(!key.exists(), "no other key was made in its place");
     let elsewhere = tempfile::tempdir().unwrap();
-    Identity::open_or_create(elsewhere.path(), &Store::new(TestStore::new(), test.env.clone()), &names).await.unwrap();
+    Identity::found(elsewhere.path(), &Store::new(TestStore::new(), test.env.clone()), &names).await.unwrap();
     std::fs::copy(elsewhere.path().join("root.key"), &key).unwrap();
-    let error = Identity::open_or_create(dir.path(), &store, &names).await.err().unwrap();
+    let error = Identity::found(dir.path(), &store, &names).await.err().unwrap();
     assert!(matches!(error, IdentityError::RootKey(_)), "{error}");
 }
 
@@ -227,7 +227,7 @@ async fn the_api_is_reached_under_the_servers_names_with_the_cluster_ca() {
     let (test, dir) = (TestEnv::new(), tempfile::tempdir().unwrap());
     let store = Store::new(TestStore::new(), test.env.clone());
     let names = ServerNames { server: 1, names: vec!["optimus.example.org".into(), "10.1.2.3".into()] };
-    let identity = Identity::open_or_create(dir.path(), &store, &names).await.unwrap();
+    let identity = Identity::found(dir.path(), &store, &names).await.unwrap();
     let client = || {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(rustls_pki_types::CertificateDer::from_pem_slice(identity.ca_pem().as_bytes()).unwrap()).unwrap();

@@ -193,11 +193,49 @@ async fn certificates_are_renewed_at_half_life_and_after_their_expiry() {
         assert!(identity.not_after > test.env.clock.now(), "{what}");
         assert_eq!(server.store.now().nodes[&identity.node].certificate_expires_at, identity.not_after);
     }
-    // Beyond the grace the door is shut.
-    test.advance(Span(32 * 24 * HOUR.0));
+    // Beyond the grace the door is shut. The server was off as well, and makes itself a certificate at its start.
+    let server = server.restart_after(&test, dir.path(), Span(402 * 24 * HOUR.0)).await;
     let agent = Agent::start(identity, Arc::new(FakeWorkloads::default()), &test.env);
     until("the agent is refused", || matches!(&*agent.status.borrow(), LinkStatus::Refused { message, .. } if message.contains("expired")))
         .await;
+    agent.stop().await;
+    server.stop().await;
+}
+
+/// Servers and agents were off for a hundred days: all of them come back by themselves, but for the revoked one.
+#[tokio::test]
+async fn after_a_hundred_days_off_agents_come_back_and_a_revoked_one_does_not() {
+    let (test, dir) = (TestEnv::new(), tempfile::tempdir().unwrap());
+    let (node_dir, revoked_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(&test, dir.path()).await;
+    let identity = joined(&server, &test, node_dir.path()).await;
+    let revoked = joined(&server, &test, revoked_dir.path()).await;
+    let server = server.restart_after(&test, dir.path(), Span(100 * 24 * HOUR.0)).await;
+    server.store.edit(|state| {
+        state.nodes.remove(&revoked.node);
+    });
+    let agent = Agent::start(identity, Arc::new(FakeWorkloads::default()), &test.env);
+    agent.connected().await;
+    let refused = Agent::start(revoked, Arc::new(FakeWorkloads::default()), &test.env);
+    until("the revoked agent is refused", || matches!(&*refused.status.borrow(), LinkStatus::Refused { .. })).await;
+    agent.stop().await;
+    refused.stop().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_removed_loses_its_session() {
+    let (test, dir, node_dir) = (TestEnv::new(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(&test, dir.path()).await;
+    let identity = joined(&server, &test, node_dir.path()).await;
+    let node = identity.node;
+    let agent = Agent::start(identity, Arc::new(FakeWorkloads::default()), &test.env);
+    agent.connected().await;
+    server.store.edit(|state| {
+        state.nodes.remove(&node);
+    });
+    until("the session is closed", || server.gateway.connected().is_empty()).await;
+    until("the agent is refused", || matches!(&*agent.status.borrow(), LinkStatus::Refused { .. })).await;
     agent.stop().await;
     server.stop().await;
 }

@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use optimus_agent::link::{AgentIdentity, Link, LinkStatus};
 use optimus_agent::workloads::{Boxed, LogError, OlderGeneration, Workloads};
 use optimus_common::env::{Clock, Env};
+use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, Blob, Desired, LogChunk, LogLine, LogRequest, NodeFacts, Phase, Report};
 use optimus_common::{AllocId, Name, NodeId, Span, Timestamp, WorkloadKey};
+use optimus_control_plane::auth::AdminToken;
 use optimus_control_plane::gateway::{Gateway, GatewayConfig};
 use optimus_control_plane::identity::{Identity, ServerNames};
 use optimus_control_plane::join_tokens::JoinTokens;
@@ -184,10 +186,10 @@ impl Server {
     pub async fn start_on(test: &TestEnv, dir: &Path, store: Arc<TestStore>, listen: SocketAddr) -> Self {
         let handle = Store::new(store.clone(), test.env.clone());
         let names = ServerNames { server: 1, names: vec![] };
-        let identity = Identity::open_or_create(dir, &handle, &names).await.unwrap();
+        let identity = Identity::found(dir, &handle, &names).await.unwrap();
         let deadline = Instant::now() + PATIENCE;
         let gateway = loop {
-            let config = GatewayConfig { listen, advertise: vec![] };
+            let config = GatewayConfig { listen, advertise: vec![], admin: AdminToken::generate(&*test.env.entropy) };
             match Gateway::bind(handle.clone(), identity.clone(), config) {
                 Ok(gateway) => break gateway,
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),
@@ -203,7 +205,15 @@ impl Server {
     }
 
     pub async fn token(&self, uses: u32) -> String {
-        self.gateway.create(HOUR, uses).await.unwrap().token
+        self.gateway.create(Role::Agent, HOUR, uses).await.unwrap().token
+    }
+
+    /// Stops it and starts it again, after `off`, on the same address and store.
+    pub async fn restart_after(self, test: &TestEnv, dir: &Path, off: Span) -> Self {
+        let address = self.address;
+        let store = self.stop().await;
+        test.advance(off);
+        Self::start_on(test, dir, store, address).await
     }
 
     /// Stops it and frees its port; gives the store for the next.

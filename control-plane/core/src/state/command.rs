@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use optimus_common::ids::RequestId;
+use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts};
 use optimus_common::spec::WorkloadSpec;
 use optimus_common::{AllocId, ClusterId, DeploymentId, NodeId, Reason, Timestamp, TokenId, WorkloadKey};
@@ -33,6 +34,8 @@ pub enum Command {
         secret_hash: Vec<u8>,
         expires_at: Timestamp,
         uses: u32,
+        #[serde(default, skip_serializing_if = "Role::is_agent")]
+        role: Role,
     },
     RevokeToken {
         id: TokenId,
@@ -87,6 +90,60 @@ pub enum Command {
         statuses: Vec<AllocStatus>,
         gone: Vec<AllocId>,
     },
+    /// Uses a token once and admits a server; its id is given here. Without a token: the founder, and only it.
+    AdmitServer {
+        token: Option<TokenId>,
+        server: ServerFacts,
+        key_fingerprint: Vec<u8>,
+    },
+    /// A server has started with other facts than it had.
+    ServerUp {
+        id: u64,
+        server: ServerFacts,
+    },
+    /// All servers understand `to` from now on.
+    RaiseVersion {
+        to: u32,
+    },
+    /// A server shall leave: first it loses its vote.
+    RemoveServer {
+        id: u64,
+    },
+    /// A leaving server has lost its vote: peers no longer accept its key.
+    ForgetServer {
+        id: u64,
+    },
+    /// Revokes a node: its key is no longer accepted, and its copies count as gone.
+    RemoveNode {
+        node: NodeId,
+    },
+}
+
+/// The highest [`Cluster::version`](super::Cluster::version) this build understands.
+pub const LEVEL: u32 = 2;
+
+impl Command {
+    /// The cluster version from which on every server decodes this command; before it, none may propose it.
+    pub fn level(&self) -> u32 {
+        match self {
+            Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// What a server says of itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServerFacts {
+    pub name: String,
+    /// `host:port` (UDP) where its peers and agents reach it.
+    pub address: String,
+    /// `host:port` of its API.
+    pub api: String,
+    /// What it runs, for people.
+    pub version: String,
+    /// Its [`LEVEL`].
+    pub level: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -188,4 +245,14 @@ pub enum Refusal {
     RequestReused,
     #[error("the cluster exists already")]
     ClusterExists,
+    #[error("there is no server {0}")]
+    NoSuchServer(u64),
+    #[error("the join token is for {is}s, not for {wanted}s")]
+    TokenRole { is: Role, wanted: Role },
+    #[error("the cluster is at version {cluster}, this server understands up to {server}; upgrade it first")]
+    TooOld { cluster: u32, server: u32 },
+    #[error("server {0} is the last one; it cannot leave")]
+    LastServer(u64),
+    #[error("the cluster is at version {cluster}; this needs {needed}: upgrade the remaining servers first")]
+    NotYet { cluster: u32, needed: u32 },
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use optimus_common::api::v1::DeploymentPhase;
+use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts};
 use optimus_common::spec::WorkloadSpec;
 use optimus_common::{AllocId, ClusterId, DeploymentId, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
@@ -16,6 +17,12 @@ pub struct State {
     /// Raft index of the last command applied.
     pub index: u64,
     pub cluster: Option<Cluster>,
+    /// The servers of the control plane, by their Raft id.
+    #[serde(default)]
+    pub servers: OrdMap<u64, Arc<ServerRow>>,
+    /// Ids below were given once and never again: two servers under one id could split the cluster.
+    #[serde(default)]
+    pub next_server: u64,
     pub nodes: OrdMap<NodeId, Arc<Node>>,
     pub tokens: OrdMap<TokenId, Arc<JoinToken>>,
     pub workloads: OrdMap<WorkloadKey, Arc<Workload>>,
@@ -42,6 +49,8 @@ pub const REQUESTS_KEPT: usize = 10_000;
 pub const DEPLOYMENTS_KEPT: usize = 20;
 /// Most live join tokens, nodes, workloads and copies of one workload the state accepts.
 pub const TOKENS_MAX: usize = 1000;
+/// Servers the state accepts: 5 voters, and their replacements while they change places.
+pub const SERVERS_MAX: usize = 16;
 pub const NODES_MAX: usize = 10_000;
 pub const WORKLOADS_MAX: usize = 100_000;
 pub const COPIES_MAX: u32 = 10_000;
@@ -56,6 +65,28 @@ pub struct Cluster {
     pub ca_key_sealed: Vec<u8>,
     /// Gates commands: a new kind is proposed only once every server decodes it.
     pub version: u32,
+}
+
+/// One server of the control plane.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServerRow {
+    pub id: u64,
+    /// Its host's name.
+    pub name: String,
+    /// `host:port` (UDP) where its peers and agents reach it.
+    pub address: String,
+    /// `host:port` of its API.
+    pub api: String,
+    /// SHA-256 of its public key. Peers refuse every other key under its id.
+    pub key_fingerprint: Vec<u8>,
+    /// What it runs, for people.
+    pub version: String,
+    /// The highest [`Cluster::version`] it understands.
+    pub level: u32,
+    pub joined_at: Timestamp,
+    /// It is to lose its vote and then its row.
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,6 +115,9 @@ pub struct JoinToken {
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
     pub uses_left: u32,
+    /// What its holder may become.
+    #[serde(default, skip_serializing_if = "Role::is_agent")]
+    pub role: Role,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -186,9 +220,14 @@ pub struct Event {
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     ClusterCreated,
+    ClusterUpgraded,
+    ServerJoined,
+    ServerLeaving,
+    ServerLeft,
     NodeJoined,
     NodeUp,
     NodeDown,
+    NodeRemoved,
     TokenCreated,
     TokenRefused,
     DeploymentStarted,

@@ -57,7 +57,7 @@ pub(crate) async fn remove_workload(mut ctx: Ctx) -> Result<Response, ApiError> 
 }
 
 /// These take no parameters in a body; `{}` or nothing is fine.
-async fn no_body(ctx: &mut Ctx) -> Result<Vec<u8>, ApiError> {
+pub(crate) async fn no_body(ctx: &mut Ctx) -> Result<Vec<u8>, ApiError> {
     let body = ctx.take_body();
     let bytes = json::body_bytes(&ctx.parts.headers, body, true).await?;
     if !bytes.is_empty() {
@@ -69,7 +69,7 @@ async fn no_body(ctx: &mut Ctx) -> Result<Vec<u8>, ApiError> {
     Ok(bytes)
 }
 
-async fn act(ctx: Ctx, body: &[u8], command: Command) -> Result<Response, ApiError> {
+pub(crate) async fn act(ctx: Ctx, body: &[u8], command: Command) -> Result<Response, ApiError> {
     let query: ChangeQuery = ctx.query()?;
     let identity = Identity::of(&ctx, body)?;
     // These start a deployment, or give the one under way another number to reach.

@@ -2,6 +2,7 @@
 
 pub(crate) mod actions;
 pub(crate) mod allocations;
+pub(crate) mod cluster;
 pub(crate) mod deploy;
 pub(crate) mod deployments;
 pub(crate) mod events;

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use optimus_common::NodeId;
-use optimus_common::api::v1::{Node, Page};
-use optimus_core::state::{self, State};
+use optimus_common::api::v1::{ActionAnswer, Node, Page};
+use optimus_core::state::{self, Command, State};
 use optimus_core::view;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::ReadQuery;
+use super::{ReadQuery, actions};
 use crate::api::context::{Consistency, Ctx};
+use crate::api::idempotency::ChangeQuery;
 use crate::api::paging::PageRequest;
 use crate::api::problem::ApiError;
 
@@ -62,4 +63,13 @@ pub(crate) async fn get_node(ctx: Ctx) -> Result<Response, ApiError> {
     let state = ctx.read(query.consistency).await?;
     let node = find(&state, ctx.param("node")?)?;
     ctx.object(state.index, &view::node(&state, &node, ctx.store().env.clock.now()))
+}
+
+/// Remove a node for good: its certificate is revoked, its sessions end, and its copies start elsewhere.
+#[utoipa::path(delete, path = "/v1/nodes/{node}", tag = "nodes", operation_id = "remove_node", params(ChangeQuery),
+    responses((status = 200, body = ActionAnswer)))]
+pub(crate) async fn remove_node(mut ctx: Ctx) -> Result<Response, ApiError> {
+    let bytes = actions::no_body(&mut ctx).await?;
+    let node = find(&ctx.read(None).await?, ctx.param("node")?)?.id;
+    actions::act(ctx, &bytes, Command::RemoveNode { node }).await
 }

@@ -4,6 +4,7 @@ use axum::response::Response;
 use http::StatusCode;
 use optimus_common::Span;
 use optimus_common::api::v1::{FieldError, JoinTokenAnswer, JoinTokenRequest};
+use optimus_common::join_token::Role;
 use optimus_common::reason::code;
 
 use crate::api::context::Ctx;
@@ -25,7 +26,7 @@ pub(crate) async fn create_join_token(mut ctx: Ctx) -> Result<Response, ApiError
     let body = ctx.take_body();
     let bytes = json::body_bytes(&ctx.parts.headers, body, true).await?;
     let request = match bytes.as_slice() {
-        [] => JoinTokenRequest { ttl: None, uses: None },
+        [] => JoinTokenRequest { ttl: None, uses: None, role: Role::Agent },
         bytes => json::parse(bytes)?,
     };
     let ttl = request.ttl.unwrap_or(TTL_DEFAULT);
@@ -41,7 +42,7 @@ pub(crate) async fn create_join_token(mut ctx: Ctx) -> Result<Response, ApiError
         let detail = format!("`{}`: {}", first.pointer, first.message);
         return Err(ApiError::invalid(code::BAD_REQUEST, detail, errors));
     }
-    let answer = ctx.shared.deps.joins.create(ttl, uses).await.map_err(|error| match error {
+    let answer = ctx.shared.deps.joins.create(request.role, ttl, uses).await.map_err(|error| match error {
         JoinTokenError::Refused(why) => ApiError::conflict(why),
         JoinTokenError::Propose(error) => error.into(),
     })?;

@@ -1,7 +1,8 @@
 //! openraft's calls to one peer, through the transport.
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
@@ -25,6 +26,26 @@ pub(crate) struct PeerNetwork {
     pub transport: Arc<dyn PeerTransport>,
     /// Longest transfer of one snapshot.
     pub snapshot_ttl: Duration,
+    pub contacts: Contacts,
+}
+
+type Instant = <Runtime as AsyncRuntime>::Instant;
+
+/// When each peer last answered this server.
+#[derive(Clone, Default)]
+pub(crate) struct Contacts(Arc<Mutex<BTreeMap<u64, Instant>>>);
+
+impl Contacts {
+    fn heard(&self, peer: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, Instant::now());
+    }
+
+    /// Milliseconds since each peer answered.
+    pub(crate) fn ages_ms(&self) -> BTreeMap<u64, u64> {
+        let now = Instant::now();
+        let ages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ages.iter().map(|(peer, at)| (*peer, u64::try_from((now - *at).as_millis()).unwrap_or(u64::MAX))).collect()
+    }
 }
 
 impl RaftNetworkFactory<Types> for PeerNetwork {
@@ -32,7 +53,7 @@ impl RaftNetworkFactory<Types> for PeerNetwork {
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> PeerClient {
         let peer = Peer { id: target, addr: node.addr.clone() };
-        PeerClient { transport: self.transport.clone(), peer, snapshot_ttl: self.snapshot_ttl }
+        PeerClient { transport: self.transport.clone(), peer, snapshot_ttl: self.snapshot_ttl, contacts: self.contacts.clone() }
     }
 }
 
@@ -40,13 +61,18 @@ pub(crate) struct PeerClient {
     transport: Arc<dyn PeerTransport>,
     peer: Peer,
     snapshot_ttl: Duration,
+    contacts: Contacts,
 }
 
 impl PeerClient {
     async fn call(&self, kind: PeerRpc, body: bytes::Bytes, ttl: Duration) -> Result<bytes::Bytes, PeerError> {
         let call = self.transport.call(self.peer.clone(), kind, body, ttl);
         // The transport is told the limit, but a call that ignores it must not hold up replication.
-        Runtime::timeout(ttl, call).await.map_err(|_| PeerError::Timeout)?
+        let answer = Runtime::timeout(ttl, call).await.map_err(|_| PeerError::Timeout)?;
+        if answer.is_ok() {
+            self.contacts.heard(self.peer.id);
+        }
+        answer
     }
 }
 
@@ -119,7 +145,7 @@ mod tests {
     #[tokio::test]
     async fn g3_an_append_with_a_hole_is_not_sent() {
         let transport = Arc::new(Counting::default());
-        let mut network = PeerNetwork { transport: transport.clone(), snapshot_ttl: Duration::from_secs(1) };
+        let mut network = PeerNetwork { transport: transport.clone(), snapshot_ttl: Duration::from_secs(1), contacts: Contacts::default() };
         let mut client = network.new_client(2, &BasicNode::default()).await;
         let request = |term, index| AppendRequest {
             vote: Vote::new_committed(5, 1),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-pub(crate) use self::client::PeerNetwork;
+pub(crate) use self::client::{Contacts, PeerNetwork};
 pub use self::guard::{Refusal, check_append};
 pub use self::memory::MemoryNetwork;
 pub(crate) use self::wire::{Reply, Request};
@@ -48,6 +48,8 @@ pub enum PeerRpc {
     Transfer = 6,
     /// Of a server to the leader: which agents it hears.
     Leases = 7,
+    /// Of a server to the leader, for a person: how the cluster is, and who shall lead.
+    Admin = 8,
 }
 
 impl TryFrom<u8> for PeerRpc {
@@ -62,6 +64,7 @@ impl TryFrom<u8> for PeerRpc {
             5 => Ok(Self::ReadIndex),
             6 => Ok(Self::Transfer),
             7 => Ok(Self::Leases),
+            8 => Ok(Self::Admin),
             _ => Err(PeerError::Refused(format!("unknown peer request {number}"))),
         }
     }

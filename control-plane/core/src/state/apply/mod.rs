@@ -11,6 +11,7 @@ mod deployments;
 mod nodes;
 mod plan;
 mod reports;
+mod servers;
 mod workloads;
 
 use super::command::*;
@@ -63,6 +64,11 @@ struct Step<'a> {
 
 impl Step<'_> {
     fn command(&mut self, command: Command) -> Applied {
+        // Proposers look first; this is for the one whose view was old.
+        let cluster = self.state.cluster.as_ref().map_or(1, |c| c.version);
+        if command.level() > cluster {
+            return Applied::Refused(Refusal::NotYet { cluster, needed: command.level() });
+        }
         match command {
             Command::CreateCluster { id, ca_certificate, ca_key_sealed } => {
                 if self.state.cluster.is_some() {
@@ -72,7 +78,7 @@ impl Step<'_> {
                 self.event(EventKind::ClusterCreated, "cluster", "cluster created", None);
                 self.done()
             }
-            Command::CreateToken { id, secret_hash, expires_at, uses } => self.create_token(id, secret_hash, expires_at, uses),
+            Command::CreateToken { id, secret_hash, expires_at, uses, role } => self.create_token(id, secret_hash, expires_at, uses, role),
             Command::RevokeToken { id } => match self.state.tokens.remove(&id) {
                 Some(_) => self.done(),
                 None => self.unchanged(),
@@ -82,6 +88,7 @@ impl Step<'_> {
             }
             Command::NodeUp { node, facts } => self.node_up(node, facts),
             Command::NodeDown { node } => self.node_down(node),
+            Command::RemoveNode { node } => self.remove_node(node),
             Command::NodeCertificate { node, key_fingerprint, expires_at } => self.node_certificate(node, key_fingerprint, expires_at),
             Command::Deploy { items } => self.deploy(items),
             Command::Restart { key, deployment } => self.restart(key, deployment),
@@ -90,6 +97,11 @@ impl Step<'_> {
             Command::RemoveWorkload { key } => self.remove_workload(key),
             Command::Plan(plan) => self.plan(plan),
             Command::Report { node, statuses, gone } => self.report(node, statuses, gone),
+            Command::AdmitServer { token, server, key_fingerprint } => self.admit_server(token, server, key_fingerprint),
+            Command::ServerUp { id, server } => self.server_up(id, server),
+            Command::RaiseVersion { to } => self.raise_version(to),
+            Command::RemoveServer { id } => self.remove_server(id),
+            Command::ForgetServer { id } => self.forget_server(id),
         }
     }
 

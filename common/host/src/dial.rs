@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use optimus_host::tls::SERVER_NAME;
-use optimus_host::transport;
 use quinn::{Connection, ConnectionError, Endpoint};
+
+use crate::tls::SERVER_NAME;
+use crate::transport;
 
 /// Longest wait for a name to resolve, and for one server to answer.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);

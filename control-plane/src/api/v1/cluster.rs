@@ -1,0 +1,53 @@
+//! The servers of the control plane.
+
+use axum::response::Response;
+use optimus_common::api::v1::{ActionAnswer, ClusterView, TransferAnswer, TransferRequest};
+use optimus_core::state::Command;
+
+use super::actions;
+use crate::api::context::Ctx;
+use crate::api::idempotency::ChangeQuery;
+use crate::api::json;
+use crate::api::problem::{ApiError, RETRY_DEFAULT};
+use crate::cluster_admin::{self, AdminError};
+
+impl From<AdminError> for ApiError {
+    fn from(error: AdminError) -> Self {
+        match error {
+            AdminError::NoLeader(_) => crate::store::ProposeError::NoLeader { retry_after: RETRY_DEFAULT.into() }.into(),
+            AdminError::Refused(why) => ApiError::conflict(why),
+        }
+    }
+}
+
+/// The servers, their parts in the cluster, and what a person should know of it.
+#[utoipa::path(get, path = "/v1/cluster", tag = "cluster", operation_id = "get_cluster", responses((status = 200, body = ClusterView)))]
+pub(crate) async fn get_cluster(ctx: Ctx) -> Result<Response, ApiError> {
+    let report = ctx.shared.deps.cluster.report().await?;
+    let state = ctx.store().state();
+    let view = cluster_admin::view(&state, &report);
+    let view = view.ok_or_else(|| ApiError::not_found("the cluster has not been created yet").retry(RETRY_DEFAULT))?;
+    ctx.json(state.index, &view)
+}
+
+/// Hand leadership to another server. Writes pause for some milliseconds.
+#[utoipa::path(post, path = "/v1/cluster:transfer-leader", tag = "cluster", operation_id = "transfer_leader",
+    request_body = TransferRequest, responses((status = 200, body = TransferAnswer)))]
+pub(crate) async fn transfer_leader(mut ctx: Ctx) -> Result<Response, ApiError> {
+    let body = ctx.take_body();
+    let request: TransferRequest = match json::body_bytes(&ctx.parts.headers, body, true).await?.as_slice() {
+        [] => TransferRequest::default(),
+        bytes => json::parse(bytes)?,
+    };
+    let leader = ctx.shared.deps.cluster.transfer(request.to).await?;
+    ctx.json(ctx.store().state().index, &TransferAnswer { leader })
+}
+
+/// Let a server leave: it loses its vote, then its place. A dead one is removed the same way.
+#[utoipa::path(delete, path = "/v1/cluster/servers/{server}", tag = "cluster", operation_id = "remove_server",
+    params(("server" = u64, Path, description = "Raft id."), ChangeQuery), responses((status = 200, body = ActionAnswer)))]
+pub(crate) async fn remove_server(mut ctx: Ctx) -> Result<Response, ApiError> {
+    let id: u64 = ctx.param("server")?.parse().map_err(|_| ApiError::bad_request("the server's id must be a number"))?;
+    let bytes = actions::no_body(&mut ctx).await?;
+    actions::act(ctx, &bytes, Command::RemoveServer { id }).await
+}

@@ -1,0 +1,267 @@
+//! The cluster as its leader sees it, and who shall lead: asked on any server, answered by the leader.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use optimus_common::api::v1::{ClusterView, ServerRole, ServerView};
+use optimus_common::codec;
+use optimus_core::state::State;
+use serde::{Deserialize, Serialize};
+
+use crate::raft::{Machine, PeerError, PeerRpc, RaftNode};
+
+/// Longest wait for the leader's answer; a hand-over takes much less.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// A server that the leader heard within this is alive.
+pub const ALIVE: Duration = Duration::from_secs(3);
+
+/// Why the leader did not answer, or not as asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AdminError {
+    #[error("no server leads at the moment: {0}")]
+    NoLeader(String),
+    #[error("{0}")]
+    Refused(String),
+}
+
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, AdminError>> + Send + 'a>>;
+
+/// Looks at and changes the servers. The API asks it.
+pub trait ClusterAdmin: Send + Sync + 'static {
+    fn report(&self) -> Answer<'_, Report>;
+    /// Makes `to`, or the server with most of the log, the leader; gives who leads.
+    fn transfer(&self, to: Option<u64>) -> Answer<'_, u64>;
+}
+
+/// What only the leader knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    pub leader: u64,
+    pub term: u64,
+    pub last_log: u64,
+    pub members: Vec<MemberReport>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberReport {
+    pub id: u64,
+    pub voter: bool,
+    /// Milliseconds since it answered; 0 for the leader itself.
+    pub silent_ms: Option<u64>,
+    /// Entries it is behind.
+    pub behind: Option<u64>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    Report,
+    Transfer { to: Option<u64> },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Reply {
+    Report(Report),
+    Leader(u64),
+    NotLeader,
+    Refused(String),
+}
+
+/// The answers of one server.
+pub struct RaftAdmin<M: Machine>(pub RaftNode<M>);
+
+impl<M: Machine> RaftAdmin<M> {
+    async fn ask(&self, request: Request) -> Result<Reply, AdminError> {
+        if *self.0.is_leader().borrow() {
+            return Ok(self.answer(request).await);
+        }
+        let body = Bytes::from(codec::to_msgpack(&request));
+        match self.0.ask_leader(PeerRpc::Admin, body, ANSWER_WITHIN).await {
+            Ok(bytes) => codec::from_msgpack(&bytes).map_err(|e| AdminError::Refused(format!("the leader's answer does not decode: {e}"))),
+            Err(error) => Err(AdminError::NoLeader(error.to_string())),
+        }
+    }
+
+    /// Answers a peer that takes this server for the leader.
+    pub async fn handle(&self, body: &[u8]) -> Result<Bytes, PeerError> {
+        let request = codec::from_msgpack(body).map_err(|e| PeerError::Refused(format!("admin request: {e}")))?;
+        Ok(codec::to_msgpack(&self.answer(request).await).into())
+    }
+
+    async fn answer(&self, request: Request) -> Reply {
+        if !*self.0.is_leader().borrow() {
+            return Reply::NotLeader;
+        }
+        match request {
+            Request::Report => Reply::Report(report(&self.0.status())),
+            Request::Transfer { to } => match self.0.transfer_leader(to).await {
+                Ok(leader) => Reply::Leader(leader),
+                Err(error) => Reply::Refused(error.to_string()),
+            },
+        }
+    }
+}
+
+impl<M: Machine> ClusterAdmin for RaftAdmin<M> {
+    fn report(&self) -> Answer<'_, Report> {
+        Box::pin(async {
+            match self.ask(Request::Report).await? {
+                Reply::Report(report) => Ok(report),
+                other => Err(unexpected(other)),
+            }
+        })
+    }
+
+    fn transfer(&self, to: Option<u64>) -> Answer<'_, u64> {
+        Box::pin(async move {
+            match self.ask(Request::Transfer { to }).await? {
+                Reply::Leader(leader) => Ok(leader),
+                other => Err(unexpected(other)),
+            }
+        })
+    }
+}
+
+fn unexpected(reply: Reply) -> AdminError {
+    match reply {
+        Reply::NotLeader => AdminError::NoLeader("the server asked does not lead any more".into()),
+        Reply::Refused(why) => AdminError::Refused(why),
+        Reply::Report(_) | Reply::Leader(_) => AdminError::Refused("the leader answered another question".into()),
+    }
+}
+
+fn report(status: &crate::raft::Status) -> Report {
+    let end = status.last_log.unwrap_or(0);
+    let member = |id: &u64| {
+        let me = *id == status.node_id;
+        MemberReport {
+            id: *id,
+            voter: status.voters.contains(id),
+            silent_ms: if me { Some(0) } else { status.contact_age_ms.get(id).copied() },
+            behind: if me { Some(0) } else { status.replicated.get(id).copied().flatten().map(|at| end.saturating_sub(at)) },
+        }
+    };
+    Report { leader: status.node_id, term: status.term, last_log: end, members: status.members.keys().map(member).collect() }
+}
+
+/// What the leader reported beside what the state says; none before the cluster exists.
+pub fn view(state: &State, report: &Report) -> Option<ClusterView> {
+    let cluster = state.cluster.as_ref()?;
+    let servers: Vec<ServerView> = state
+        .servers
+        .values()
+        .map(|row| {
+            let member = report.members.iter().find(|m| m.id == row.id);
+            let silent_ms = member.and_then(|m| m.silent_ms);
+            ServerView {
+                id: row.id,
+                name: row.name.clone(),
+                address: row.address.clone(),
+                api: row.api.clone(),
+                version: row.version.clone(),
+                level: row.level,
+                role: match member {
+                    _ if row.leaving => ServerRole::Leaving,
+                    None => ServerRole::Joining,
+                    Some(_) if row.id == report.leader => ServerRole::Leader,
+                    Some(m) if m.voter => ServerRole::Voter,
+                    Some(_) => ServerRole::Learner,
+                },
+                alive: silent_ms.is_some_and(|ms| ms <= ALIVE.as_millis() as u64),
+                silent_ms,
+                behind: member.and_then(|m| m.behind),
+                joined_at: row.joined_at,
+            }
+        })
+        .collect();
+    let warnings = warnings(cluster.version, &servers, report);
+    Some(ClusterView {
+        cluster: cluster.id,
+        leader: report.leader,
+        term: report.term,
+        last_log: report.last_log,
+        version: cluster.version,
+        servers,
+        warnings,
+    })
+}
+
+fn warnings(version: u32, servers: &[ServerView], report: &Report) -> Vec<String> {
+    let voters: Vec<u64> = report.members.iter().filter(|m| m.voter).map(|m| m.id).collect();
+    let dead: Vec<&ServerView> = servers.iter().filter(|s| voters.contains(&s.id) && !s.alive).collect();
+    let mut out = Vec::new();
+    let spare = (voters.len() - 1) / 2;
+    match voters.len() {
+        2 => out.push("2 servers have a vote: the loss of either stops all changes; join a third".to_owned()),
+        4 => out.push("4 servers have a vote and bear the loss of one, as 3 do; join a fifth or remove one".to_owned()),
+        _ => {}
+    }
+    for server in &dead {
+        out.push(format!("server {} ({}) does not answer", server.id, server.name));
+    }
+    if !dead.is_empty() && dead.len() >= spare {
+        let more = spare.saturating_sub(dead.len());
+        out.push(match more {
+            0 => "the loss of one more server stops all changes".to_owned(),
+            n => format!("{n} more servers may be lost"),
+        });
+    }
+    for server in servers.iter().filter(|s| s.level > version) {
+        out.push(format!(
+            "server {} ({}) understands version {}, the cluster is held at {version} by older servers",
+            server.id, server.name, server.level
+        ));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use optimus_common::{ClusterId, Timestamp};
+    use optimus_core::state::{Cluster, ServerRow};
+
+    use super::*;
+
+    fn row(id: u64, leaving: bool) -> (u64, Arc<ServerRow>) {
+        let text = || format!("s{id}");
+        let row = ServerRow {
+            id,
+            name: text(),
+            address: text(),
+            api: text(),
+            key_fingerprint: vec![],
+            version: text(),
+            level: 2,
+            joined_at: Timestamp(id),
+            leaving,
+        };
+        (id, Arc::new(row))
+    }
+
+    #[test]
+    fn roles_life_and_warnings_come_from_state_and_leader_together() {
+        let cluster = Cluster {
+            id: ClusterId(uuid::Uuid::nil()),
+            created_at: Timestamp(0),
+            ca_certificate: vec![],
+            ca_key_sealed: vec![],
+            version: 2,
+        };
+        let mut state = State::default();
+        state.cluster = Some(cluster);
+        state.servers = [row(1, false), row(2, false), row(3, true), row(9, false)].into_iter().collect();
+        let member = |id, voter, silent_ms| MemberReport { id, voter, silent_ms, behind: Some(0) };
+        let members = vec![member(1, true, Some(0)), member(2, true, Some(60_000)), member(3, true, Some(10))];
+        let shown = view(&state, &Report { leader: 1, term: 4, last_log: 10, members }).unwrap_or_else(|| panic!("a cluster"));
+        let roles: Vec<_> = shown.servers.iter().map(|s| (s.id, s.role, s.alive)).collect();
+        use ServerRole::*;
+        assert_eq!(roles, [(1, Leader, true), (2, Voter, false), (3, Leaving, true), (9, Joining, false)]);
+        assert_eq!(shown.warnings, ["server 2 (s2) does not answer", "the loss of one more server stops all changes"]);
+        let two = vec![member(1, true, Some(0)), member(2, true, Some(0))];
+        let shown = view(&state, &Report { leader: 1, term: 4, last_log: 10, members: two }).unwrap_or_else(|| panic!("a cluster"));
+        assert!(shown.warnings[0].contains("join a third"), "{:?}", shown.warnings);
+    }
+}
