@@ -22,6 +22,8 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
+use crate::dice::Dice;
+
 /// Clients at a time; the one silent for longest makes room.
 pub const MAX_FLOWS: usize = 64;
 /// Datagrams held back at a time, both directions together.
@@ -76,25 +78,6 @@ pub struct Counts {
     pub reordered: u64,
     /// Dropped because [`MAX_HELD`] was reached.
     pub overflow: u64,
-}
-
-/// The random numbers of one direction.
-struct Dice(u64);
-
-impl Dice {
-    /// splitmix64: small, well spread, the same everywhere.
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// In `0.0..1.0`.
-    fn fraction(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
 }
 
 /// When the copies of one datagram go on: none, one or two.

@@ -1,8 +1,12 @@
 //! Tests that see all crates, and what they share.
 
 pub mod chaos_proxy;
+pub mod dice;
 pub mod event_stream;
 pub mod fuzz_targets;
 pub mod harness;
+pub mod ledger;
+pub mod ledger_process;
 pub mod linearizability;
+pub mod loop_image;
 pub mod scenario;

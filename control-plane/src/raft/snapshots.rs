@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use optimus_common::disk::Disk;
+use optimus_host::failpoint;
 use tokio::sync::watch;
 
 use super::error::StoreError;
@@ -117,9 +118,13 @@ impl SnapshotStore {
         let head = seal_head(meta, content);
         file.write_at(0, &head).map_err(io("write"))?;
         file.write_at(head.len() as u64, content).map_err(io("write"))?;
+        failpoint::fails("snapshot.before_sync").map_err(io("flush"))?;
         file.sync_data().map_err(io("flush"))?;
+        failpoint::hit("snapshot.before_rename");
         self.disk.rename(&temporary, &name).map_err(io("rename"))?;
+        failpoint::hit("snapshot.after_rename");
         self.disk.sync_dir().map_err(io("flush the directory of"))?;
+        failpoint::hit("snapshot.durable");
         self.durable.send_modify(|held| *held = (*held).max(meta.last_log_id.map(|id| id.index)));
         self.prune()
     }

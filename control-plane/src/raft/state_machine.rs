@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::storage::{RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder, StorageIOError};
+use optimus_host::failpoint;
 use tokio::sync::watch;
 
 use super::IoMode;
@@ -110,6 +111,7 @@ impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
         I::IntoIter: OptionalSend,
     {
         let mut all = Vec::new();
+        failpoint::hit("apply.before");
         for entry in entries {
             let answers = match entry.payload {
                 EntryPayload::Blank => Answers::default(),
@@ -123,6 +125,7 @@ impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
             all.push(answers);
         }
         self.publish();
+        failpoint::hit("apply.after");
         Ok(all)
     }
 

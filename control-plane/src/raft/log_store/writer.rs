@@ -8,6 +8,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use optimus_host::failpoint;
 use redb::{Database, ReadableTable, Table, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
@@ -148,8 +149,21 @@ impl Writer {
         let db: &Database = db.as_ref().ok_or_else(|| StoreError::Stopped("the store is closed".to_owned()))?;
         let write = db.begin_write().map_err(|e| StoreError::redb("write", FILE, e))?;
         let mut step = Step::new(&shared);
+        let before = step.purged;
         self.fill(&write, group, &mut step)?;
+        let (votes, purges) =
+            (group.iter().any(|op| matches!(op, Op::Vote(..))), step.purged != before || step.stale_from != self.stale_from);
+        for (here, point) in [(true, "log.before_sync"), (votes, "vote.before_sync"), (purges, "purge.before_sync")] {
+            if here {
+                failpoint::fails(point).map_err(|e| StoreError::io("flush", FILE, e))?;
+            }
+        }
         write.commit().map_err(|e| StoreError::redb("flush", FILE, e))?;
+        for (here, point) in [(true, "log.after_sync"), (votes, "vote.after_sync"), (purges, "purge.after_sync")] {
+            if here {
+                failpoint::hit(point);
+            }
+        }
         self.stale_from = step.stale_from;
         self.committed = None;
         let mut view = shared.view();
