@@ -89,7 +89,7 @@ pub enum Verb {
     /// List hosts, or let new ones in
     #[command(before_help = nodes::EXAMPLES)]
     Nodes(nodes::Args),
-    /// Look at the servers of the control plane, add and remove them
+    /// Look at the servers of the control plane, add and remove them, export, restore and recover their state
     #[command(before_help = cluster::EXAMPLES)]
     Cluster(cluster::Args),
     /// Print what happened

@@ -158,6 +158,32 @@ impl Client {
         Ok(Lines { response, buffer: Vec::new(), scanned: 0, ended: false, what: what.to_owned() })
     }
 
+    /// A `POST` whose answer is a file: hands its pieces to `sink`. An error, also of a broken answer, means the file is
+    /// not whole. Gives the index it was made at.
+    pub async fn download(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        what: &str,
+        mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<Option<u64>, Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| Failure::new(Exit::Failed, what).because(error.to_string()))?;
+        let ask = Ask { method: Method::POST, path, query: &[], body: Some(body), timeout: REQUEST_TIMEOUT, ndjson: false, what };
+        let mut response = self.send(&ask).await?;
+        let index = response.headers().get("optimus-index").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+        loop {
+            let broke = |why: String| Failure::new(Exit::Unreachable, what).because(why).with_code(&code::UNREACHABLE);
+            match tokio::time::timeout(STREAM_IDLE, response.chunk()).await {
+                Err(_) => return Err(broke(format!("the answer was silent for {} s", STREAM_IDLE.as_secs()))),
+                Ok(Err(error)) => return Err(broke(format!("the answer broke off: {}", cause(&error)))),
+                Ok(Ok(Some(piece))) => {
+                    sink(&piece).map_err(|error| Failure::new(Exit::Failed, what).because(error.to_string()))?;
+                }
+                Ok(Ok(None)) => return Ok(index),
+            }
+        }
+    }
+
     async fn answer<T: DeserializeOwned>(&self, ask: Ask<'_>) -> Result<Answer<T>, Failure> {
         let response = self.send(&ask).await?;
         let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);

@@ -48,7 +48,7 @@ fn run(cli: Cli, terminal: Terminal) -> Result<(), Failure> {
         Verb::Server(args) => block_on_role(roles::server(args.config()?)),
         Verb::Cluster(args) => match commands::cluster::server_to_join(args) {
             Ok(server) => block_on_role(roles::server(server.config()?)),
-            Err(args) => block_on(commands::cluster::run(&args, &global, terminal)),
+            Err(args) => block_on(commands::cluster::run(args, &global, terminal)),
         },
         Verb::Agent(args) => block_on_role(roles::agent(args.config()?)),
         Verb::Init(args) => commands::init::run(&args, &terminal),

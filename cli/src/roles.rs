@@ -56,6 +56,7 @@ pub async fn server(config: ServerConfig) -> anyhow::Result<()> {
         join: config.join,
         advertise: config.advertise.into_iter().collect(),
         allow_hosts: config.allow_hosts,
+        rescue: config.rescue,
     };
     let server = Server::start(config, HostEnv::new()).await?;
     let credentials = context::write_context("server", &context_of(&server))?;
@@ -131,6 +132,7 @@ pub async fn dev(config: DevConfig) -> anyhow::Result<()> {
         advertise: vec![],
         allow_hosts: vec![],
         join: None,
+        rescue: Default::default(),
     };
     let server = Server::start(server_config, env.clone()).await?;
     let before = context::current();

@@ -16,8 +16,8 @@ pub struct Announcement {
     pub server: u64,
     pub facts: ServerFacts,
     pub key_fingerprint: [u8; 32],
-    /// It made the cluster, so the state may not know it yet.
-    pub founder: bool,
+    /// It has the only vote: it made the cluster, or goes on alone after a recovery, and the state may not know it yet.
+    pub alone: bool,
 }
 
 fn says(row: &ServerRow, facts: &ServerFacts) -> bool {
@@ -44,7 +44,7 @@ pub async fn run(store: Store, own: Announcement, shutdown: CancellationToken) -
             }
             None if belonged => return Some(format!("server {id} was removed from the cluster")),
             // Otherwise the state is still on its way to where this server is in it.
-            None if own.founder && state.cluster.is_some() && state.next_server == 0 => {
+            None if own.alone && state.cluster.is_some() && state.servers.is_empty() => {
                 let key_fingerprint = own.key_fingerprint.to_vec();
                 Some(Command::AdmitServer { token: None, server: own.facts.clone(), key_fingerprint })
             }

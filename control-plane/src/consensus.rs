@@ -6,14 +6,14 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use optimus_common::Span;
-use optimus_core::state::{Applied, Proposal, State};
+use optimus_core::state::{Applied, Command, Proposal, State};
 use tokio::sync::watch;
 
 use crate::raft::{self, Machine, RaftNode};
 use crate::store::{Consensus, ConsensusStatus, ProposeError};
 
-/// Longest a proposal or a linearizable read may take before the caller is told.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// Longest a proposal or a linearizable read may take before the caller is told; above what the node itself allows.
+const DEADLINE: Duration = Duration::from_secs(11);
 /// What a caller without a leader is told to wait. An election takes one to two seconds.
 const RETRY_AFTER: Span = Span::secs(1);
 
@@ -32,6 +32,12 @@ pub struct CoreMachine {
 impl Machine for CoreMachine {
     type Command = Proposal;
     type Answer = Applied;
+
+    fn retry_safe(proposal: &Proposal) -> bool {
+        // A plan is made from what its maker saw; all others say by their ids whether they were applied before.
+        proposal.request.is_some()
+            || !matches!(proposal.command, Command::Plan(_) | Command::Deploy { .. } | Command::Restart { .. } | Command::Scale { .. })
+    }
 
     fn apply(&mut self, index: u64, proposal: Proposal) -> Applied {
         self.state.apply(index, proposal)
@@ -82,6 +88,7 @@ impl Consensus for RaftConsensus {
                 Ok(Err(error)) => Err(match error {
                     raft::ProposeError::Overloaded => ProposeError::Overloaded { retry_after: RETRY_AFTER },
                     raft::ProposeError::NoLeader { .. } => ProposeError::NoLeader { retry_after: RETRY_AFTER },
+                    raft::ProposeError::Unknown | raft::ProposeError::Timeout => ProposeError::TimedOut(DEADLINE.into()),
                     other => {
                         tracing::error!(error = %other, "proposal failed");
                         ProposeError::Stopping

@@ -18,5 +18,6 @@ pub mod metrics;
 pub mod peer_link;
 pub mod peers;
 pub mod raft;
+pub mod rescue;
 pub mod server;
 pub mod store;

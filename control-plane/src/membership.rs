@@ -190,11 +190,7 @@ async fn act<M: Machine>(store: &Store, node: &RaftNode<M>, state: &State, step:
         }
         Step::RemoveLearner(id) => node.remove_learner(*id).await.map(drop).map_err(text),
         Step::SetVoters(voters) => node.change_voters(voters.clone()).await.map(drop).map_err(text),
-        // Raft lets a leader go that took its own vote away, once that is committed.
-        Step::HandOver => {
-            let others = node.status().voters.into_iter().filter(|id| *id != node.id()).collect();
-            node.change_voters(others).await.map(drop).map_err(text)
-        }
+        Step::HandOver => node.transfer_leader(None).await.map(drop).map_err(|e| e.to_string()),
         Step::RaiseVersion(to) => propose(store, Command::RaiseVersion { to: *to }).await,
         Step::RemoveServer(id) => propose(store, Command::RemoveServer { id: *id }).await,
         Step::ForgetServer(id) => propose(store, Command::ForgetServer { id: *id }).await,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use optimus_common::disk::Disk;
 use optimus_common::env::Env;
 use optimus_core::state::{LEVEL, ServerFacts};
 use optimus_host::disk::HostDisk;
@@ -29,14 +30,15 @@ use crate::membership;
 use crate::metrics::Metrics;
 use crate::peer_link::PeerLink;
 use crate::peers::{PeerServer, QuicPeers};
-use crate::raft::{PeerError, PeerHandler, PeerRpc, RaftConfig, RaftNode, Tuning};
+use crate::raft::{self, PeerError, PeerHandler, PeerRpc, RaftConfig, RaftNode, Tuning};
+use crate::rescue::{self, archive, archiver::Archiver, schedule::Figures, schedule::Schedule};
 use crate::store::Store;
 
 /// How long a server may take to lead itself after its start; more means its disk is broken.
 const LEAD_WITHIN: Duration = Duration::from_secs(30);
 /// Longest wait at the end for answers to other servers.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
-/// Raft id of the server that founds the cluster; the others get theirs when they join.
+/// Raft id of the server that founds the cluster; the others get theirs when they join, a restored one from its store.
 const FOUNDER: u64 = 1;
 
 #[derive(Debug, Clone)]
@@ -51,6 +53,8 @@ pub struct ServerConfig {
     pub allow_hosts: Vec<String>,
     /// Token of the cluster to join. Not needed, and not used, by a server that is a member already.
     pub join: Option<String>,
+    /// Scheduled exports and the archive.
+    pub rescue: rescue::Options,
 }
 
 /// Why a server did not start. The message names the step; the cause is in `source`.
@@ -98,12 +102,15 @@ impl Server {
                 Some(joining::join(token, &facts, dir, &env).await.map_err(step("join the cluster"))?)
             }
         };
-        let disk = HostDisk::open(dir.join("raft")).map_err(step("open the log store"))?;
+        let disk: Arc<dyn Disk> = Arc::new(HostDisk::open(dir.join("raft")).map_err(step("open the log store"))?);
+        let owner = raft::owner(&*disk).map_err(step("open the log store"))?;
+        // A restored or recovered store begins a cluster of its own: what the record says is of the one before.
+        let record = record.filter(|r| owner.is_none_or(|id| id == r.server));
         let (machine, consensus) = RaftConsensus::machine();
         let peers = Arc::new(PeerLink::default());
         let raft = RaftNode::start(RaftConfig {
-            node_id: record.as_ref().map_or(FOUNDER, |r| r.server),
-            disk: Arc::new(disk),
+            node_id: owner.or(record.as_ref().map(|r| r.server)).unwrap_or(FOUNDER),
+            disk,
             machine,
             tuning: Tuning::default(),
             network: peers.clone(),
@@ -131,13 +138,13 @@ impl Server {
         lock: DataDirLock,
     ) -> Result<Server, StartError> {
         let dir = &config.data_dir;
-        let founder = raft.id() == FOUNDER;
-        if founder {
+        if record.is_none() {
             raft.initialize_single(&config.agent_listen.to_string()).await.map_err(step("create the cluster"))?;
         }
         let store = Store::new(Arc::new(consensus), env.clone());
         // With peers the others are waited for while this server serves already.
-        if raft.is_alone().await {
+        let alone = raft.is_alone().await;
+        if alone {
             lead(&raft).await?;
         }
 
@@ -148,6 +155,14 @@ impl Server {
         }
         .map_err(step("open the cluster's identity"))?;
         let token = auth::load_or_create(&dir.join(auth::TOKEN_FILE), &*env.entropy).map_err(step("open the admin token"))?;
+
+        // Opened before anything serves: a directory that cannot be written must be known now, not on the day it is needed.
+        let own_dir = |dir: &std::path::Path| -> Result<Arc<dyn Disk>, StartError> {
+            let dir = archive::server_dir(dir, raft.id());
+            Ok(Arc::new(HostDisk::open(&dir).map_err(step(format!("open {} for exports", dir.display())))?))
+        };
+        let schedule = config.rescue.schedule.clone().map(|o| own_dir(&o.dir).map(|disk| (o, disk))).transpose()?;
+        let archive = config.rescue.archive.clone().map(|o| own_dir(&o.dir).map(|disk| (o, disk))).transpose()?;
 
         let settings = identity.peer_settings(Arc::new(identity.members().clone()));
         let calls = QuicPeers::new(settings.clone()).map_err(step("open a socket to reach other servers"))?;
@@ -164,20 +179,22 @@ impl Server {
         peers.connect(calls.clone(), identity.members().clone());
         raft.set_handler(Arc::new(PeerCalls { admin: RaftAdmin(raft.clone()) }));
         let listening = Some((gateway.local_addr(), api_addr));
-        let own = Announcement { server: raft.id(), facts: facts(config, listening), key_fingerprint: identity.key_fingerprint(), founder };
+        let own = Announcement { server: raft.id(), facts: facts(config, listening), key_fingerprint: identity.key_fingerprint(), alone };
         let api_config = ApiConfig {
             listeners: vec![listener],
             tls: identity.api_tls().map_err(step("prepare TLS for the API"))?,
             allowed_hosts: config.allow_hosts.clone(),
             limits: api::Limits::default(),
         };
+        let metrics = Arc::new(Metrics::new());
+        let (exports, archived) = Figures::register(metrics.registry());
         let deps = ApiDeps {
             store: store.clone(),
             agents: gateway.clone(),
             auth: Arc::new(Auth::new(&token)),
             joins: gateway.clone(),
             cluster: Arc::new(RaftAdmin(raft.clone())),
-            metrics: Arc::new(Metrics::new()),
+            metrics,
         };
 
         let mut server = Server {
@@ -197,7 +214,7 @@ impl Server {
         let end = || server.shutdown.child_token();
         let (identity_end, gateway_end, announce_end) = (end(), end(), end());
         let (left, members) = (server.left.clone(), identity.members().clone());
-        server.tasks = vec![
+        let mut tasks = vec![
             (
                 "members",
                 tokio::spawn({
@@ -219,6 +236,17 @@ impl Server {
             ),
             ("api", tokio::spawn(serve(api_config, deps, end()))),
         ];
+        if let Some((options, disk)) = schedule {
+            let rescue::schedule::ScheduleOptions { dir: _, lock, every, keep } = options;
+            let schedule = Schedule { store: server.store.clone(), disk, lock, every, keep, figures: exports };
+            tasks.push(("exports", tokio::spawn(schedule.run(end()))));
+        }
+        if let Some((options, disk)) = archive {
+            let rescue::archiver::ArchiveOptions { dir: _, lock, keep } = options;
+            let archiver = Archiver::new(server.raft.clone(), server.store.clone(), disk, lock, keep, archived);
+            tasks.push(("archive", tokio::spawn(archiver.run(end()))));
+        }
+        server.tasks = tasks;
         Ok(server)
     }
 

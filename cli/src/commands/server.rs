@@ -3,6 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use optimus_common::Span;
+use optimus_control_plane::rescue::archiver::{self, ArchiveOptions};
+use optimus_control_plane::rescue::schedule::{EVERY_MIN, ScheduleOptions};
+use optimus_control_plane::rescue::{CryptError, Lock, Options};
+
 use crate::commands::data_dir;
 use crate::error::Failure;
 
@@ -33,10 +38,65 @@ pub struct Args {
     /// Join the cluster this token of `optimus cluster join-token` is for; a server that is a member already needs none
     #[arg(long, value_name = "TOKEN")]
     join: Option<String>,
+    #[command(flatten)]
+    rescue: RescueArgs,
+}
+
+/// What a server writes for the day it is lost.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Exports and archive")]
+struct RescueArgs {
+    /// Export the whole state into this directory every so often (the leader does)
+    #[arg(long, value_name = "DIR", requires = "snapshot_recipients")]
+    snapshot_dir: Option<PathBuf>,
+    /// Time between two exports, at least 10s
+    #[arg(long, value_name = "TIME", default_value = "1h", requires = "snapshot_dir")]
+    snapshot_every: Span,
+    /// Exports kept
+    #[arg(long, value_name = "N", default_value = "24", requires = "snapshot_dir", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    snapshot_keep: u16,
+    /// age recipient (age1...) the exports are encrypted to (repeatable)
+    #[arg(long = "snapshot-recipient", value_name = "AGE1", requires = "snapshot_dir")]
+    snapshot_recipients: Vec<String>,
+    /// Archive every change into this directory, to restore to any point between two exports
+    #[arg(long, value_name = "DIR", requires = "archive_recipients")]
+    archive_dir: Option<PathBuf>,
+    /// How far back the archive reaches, at least 1d
+    #[arg(long, value_name = "TIME", default_value = "7d", requires = "archive_dir")]
+    archive_keep: Span,
+    /// age recipient (age1...) the archive is encrypted to (repeatable)
+    #[arg(long = "archive-recipient", value_name = "AGE1", requires = "archive_dir")]
+    archive_recipients: Vec<String>,
+}
+
+/// Shortest reach of an archive: what lies between two of its bases.
+const ARCHIVE_KEEP_MIN: Span = archiver::BASE_EVERY;
+
+impl RescueArgs {
+    fn options(self) -> Result<Options, Failure> {
+        let refused = |what: &str, error: CryptError| Failure::usage(format!("cannot use {what}")).because(error.to_string());
+        let short = |what: &str, given: Span, min: Span| Failure::usage(format!("{what} {given} is shorter than {min}"));
+        let mut options = Options::default();
+        if let Some(dir) = self.snapshot_dir {
+            if self.snapshot_every < EVERY_MIN {
+                return Err(short("--snapshot-every", self.snapshot_every, EVERY_MIN));
+            }
+            let lock = Lock::of(&self.snapshot_recipients, None).map_err(|e| refused("--snapshot-recipient", e))?;
+            options.schedule = Some(ScheduleOptions { dir, lock, every: self.snapshot_every, keep: self.snapshot_keep.into() });
+        }
+        if let Some(dir) = self.archive_dir {
+            if self.archive_keep < ARCHIVE_KEEP_MIN {
+                return Err(short("--archive-keep", self.archive_keep, ARCHIVE_KEEP_MIN));
+            }
+            let lock = Lock::of(&self.archive_recipients, None).map_err(|e| refused("--archive-recipient", e))?;
+            options.archive = Some(ArchiveOptions { dir, lock, keep: self.archive_keep });
+        }
+        Ok(options)
+    }
 }
 
 /// How to run a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ServerConfig {
     /// Created if missing.
     pub data_dir: PathBuf,
@@ -49,6 +109,8 @@ pub struct ServerConfig {
     pub allow_hosts: Vec<String>,
     /// Token of the cluster to join.
     pub join: Option<String>,
+    /// Scheduled exports and the archive.
+    pub rescue: Options,
 }
 
 impl Args {
@@ -58,14 +120,14 @@ impl Args {
     }
 
     pub fn config(self) -> Result<ServerConfig, Failure> {
-        let Args { data_dir: dir, api_listen, agent_listen, advertise, allow_hosts, join } = self;
+        let Args { data_dir: dir, api_listen, agent_listen, advertise, allow_hosts, join, rescue } = self;
         if agent_listen.ip().is_unspecified() && advertise.is_none() {
             return Err(Failure::usage(format!("--agent-listen {agent_listen} is no address agents could connect to"))
                 .because("it means every address of this machine, and join tokens must name one")
                 .hint(format!("add `--advertise HOST:{}`", agent_listen.port())));
         }
         let data_dir = dir.map_or_else(|| data_dir("server", true), Ok)?;
-        Ok(ServerConfig { data_dir, api_listen, agent_listen, advertise, allow_hosts, join })
+        Ok(ServerConfig { data_dir, api_listen, agent_listen, advertise, allow_hosts, join, rescue: rescue.options()? })
     }
 }
 

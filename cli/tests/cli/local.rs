@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::world::World;
 
-const VERBS: [&str; 28] = [
+const VERBS: [&str; 34] = [
     "dev",
     "server",
     "agent",
@@ -33,6 +33,12 @@ const VERBS: [&str; 28] = [
     "cluster transfer-leader",
     "nodes join-token",
     "nodes rm",
+    "cluster snapshot",
+    "cluster snapshot verify",
+    "cluster restore",
+    "cluster recover",
+    "cluster archive",
+    "cluster root-key export",
 ];
 
 #[test]

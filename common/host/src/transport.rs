@@ -3,6 +3,8 @@
 //! Windows are a quarter of quinn's defaults' memory at rest and enough for a desired set; no buffer is
 //! held while a stream is idle, since a server has thousands of them.
 
+mod reset;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +13,8 @@ use optimus_common::codec::{self, DecodeError, FRAME_HEAD, FRAME_MAX};
 use optimus_common::protocol::{Message, Refused};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClosedStream, ConnectionError, ReadError, RecvStream, SendStream, TransportConfig, VarInt, WriteError};
+
+pub use self::reset::server_endpoint;
 
 /// Each side proves it is there this often.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
@@ -46,6 +50,8 @@ pub const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 pub const PEER_STREAMS: u32 = 128;
 /// Servers are near each other: a lost first packet is sent again after three of these.
 const PEER_INITIAL_RTT: Duration = Duration::from_millis(20);
+/// A batch of entries leaves within two round trips on a fresh connection too. More overflows the socket at the other end.
+const PEER_INITIAL_WINDOW: u64 = 64 << 10;
 /// What waits to be sent to one server. All bodies of the calls that can be under way belong in here: a snapshot that
 /// filled the window would hold up heartbeats behind it. Costs memory only while data waits.
 const PEER_SEND_WINDOW: u64 = 256 << 20;
@@ -128,8 +134,11 @@ pub fn client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, S
 /// QUIC settings of a server that dials another one, around its TLS settings.
 pub fn peer_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, SetupError> {
     let crypto = QuicClientConfig::try_from(tls).map_err(SetupError::Tls)?;
+    let mut congestion = quinn::congestion::CubicConfig::default();
+    congestion.initial_window(PEER_INITIAL_WINDOW);
     let mut transport = TransportConfig::default();
     transport
+        .congestion_controller_factory(Arc::new(congestion))
         .stream_receive_window(VarInt::from_u32(4 * STREAM_WINDOW))
         .receive_window(VarInt::from_u32(64 * STREAM_WINDOW))
         .send_window(PEER_SEND_WINDOW)

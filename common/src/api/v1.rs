@@ -411,6 +411,24 @@ pub struct JoinTokenRequest {
     pub uses: Option<u32>,
 }
 
+/// `POST /v1/cluster/snapshot`: to whom the export is encrypted. Exactly one of the two.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotRequest {
+    /// age recipients, `age1...`; at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recipients: Vec<String>,
+    /// At least 12 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passphrase: Option<String>,
+}
+
+impl std::fmt::Debug for SnapshotRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A passphrase is not for logs.
+        f.debug_struct("SnapshotRequest").field("recipients", &self.recipients).finish_non_exhaustive()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JoinTokenAnswer {
     /// The copy-paste string; shown once.

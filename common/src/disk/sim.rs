@@ -103,7 +103,8 @@ struct State {
 
 impl State {
     fn used(&self) -> u64 {
-        self.now.files.values().map(|f| f.len() as u64).sum()
+        // A file without a name gives its space back, as if its last handle were closed at once.
+        self.now.names.values().filter_map(|file| self.now.files.get(file)).map(|f| f.len() as u64).sum()
     }
 
     /// Counts a mutation and, when the power went off at this one, refuses it and all that follow.

@@ -45,6 +45,9 @@ pub const IN_FLIGHT_MAX: usize = 1024;
 /// Most long polls and streams at once; further ones get 503.
 pub const WAITERS_MAX: usize = 1024;
 
+/// Most exports at once; further ones get 503. Each holds the state as bytes, and with a passphrase 128 MiB for a moment.
+pub const EXPORTS_MAX: usize = 1;
+
 /// Bounds of one server. The defaults are what production runs with; tests take smaller ones.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -106,6 +109,8 @@ pub(crate) struct Shared {
     pub openapi: bytes::Bytes,
     pub in_flight: Arc<Semaphore>,
     pub waiters: Arc<Semaphore>,
+    /// Places of exports under way.
+    pub exports: Arc<Semaphore>,
     pub limits: Limits,
     pub shutdown: CancellationToken,
 }
@@ -118,6 +123,7 @@ impl Shared {
             openapi,
             in_flight: Arc::new(Semaphore::new(limits.in_flight)),
             waiters: Arc::new(Semaphore::new(limits.waiters)),
+            exports: Arc::new(Semaphore::new(EXPORTS_MAX)),
             limits,
             shutdown,
         }

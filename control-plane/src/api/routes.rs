@@ -121,6 +121,7 @@ pub fn table() -> &'static [Route] {
             route!(v1::nodes => get_node, Nodes, Plain),
             route!(v1::nodes => remove_node, NodesAdmin, Plain),
             route!(v1::tokens => create_join_token, Tokens, Plain),
+            route!(v1::export => snapshot, Admin, Plain),
             route!(v1::events => list_events, Events, Plain),
             route!(v1::cluster => get_cluster, Cluster, Plain),
             route!(v1::cluster => transfer_leader, ClusterAdmin, Plain),

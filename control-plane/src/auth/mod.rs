@@ -51,10 +51,12 @@ pub enum Permission {
     Cluster,
     /// Change who they are and which of them leads.
     ClusterAdmin,
+    /// Take everything the cluster knows away in a file.
+    Admin,
 }
 
 impl Permission {
-    pub const ALL: [Permission; 15] = [
+    pub const ALL: [Permission; 16] = [
         Permission::Public,
         Permission::View,
         Permission::Deploy,
@@ -70,6 +72,7 @@ impl Permission {
         Permission::Events,
         Permission::Cluster,
         Permission::ClusterAdmin,
+        Permission::Admin,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -89,6 +92,7 @@ impl Permission {
             Permission::Events => "events",
             Permission::Cluster => "cluster:view",
             Permission::ClusterAdmin => "cluster:admin",
+            Permission::Admin => "admin",
         }
     }
 }

@@ -120,7 +120,7 @@ impl Gateway {
             Some(peers) => identity.quic_server_with_peers(peers.pins())?,
             None => identity.quic_server()?,
         };
-        let endpoint = Endpoint::server(quic, config.listen).map_err(listen)?;
+        let endpoint = transport::server_endpoint(quic, config.listen, &identity.reset_secret()).map_err(listen)?;
         let local = endpoint.local_addr().map_err(listen)?;
         let advertise = if config.advertise.is_empty() { vec![local.to_string()] } else { config.advertise };
         if let Some(bad) = advertise.iter().find(|a| !optimus_common::join_token::is_host_port(a)) {

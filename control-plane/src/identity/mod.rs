@@ -110,7 +110,7 @@ impl Identity {
             }
         };
         let record = match Record::load(data_dir)? {
-            Some(record) if record.cluster.id == cluster.id => record,
+            Some(record) if record.cluster.id == cluster.id && record.server == names.server => record,
             _ => {
                 let record = Record::new(names.server, cluster, &Key::generate()?, vec![], &key, &env);
                 record.store(data_dir)?;
@@ -169,7 +169,7 @@ impl Identity {
 
     /// The text of the root key's file: for a server that joins, and nobody else.
     pub fn root_key_text(&self) -> zeroize::Zeroizing<String> {
-        self.root.text()
+        self.root.to_text()
     }
 
     /// Certificate of the cluster CA, DER.
@@ -218,6 +218,11 @@ impl Identity {
     /// The authorities trusted by everything made from this identity.
     pub fn roots(&self) -> &Arc<Roots> {
         &self.roots
+    }
+
+    /// For [`transport::server_endpoint`]: the same at each start of this server. Secret.
+    pub fn reset_secret(&self) -> [u8; 32] {
+        self.root.derive(&format!("QUIC reset of server {}", self.server))
     }
 
     /// What this server needs to call the others.
@@ -316,6 +321,14 @@ async fn create(store: &Store, key: &RootKey) -> Result<Cluster, IdentityError> 
             () = env.clock.sleep(left) => return Err(IdentityError::NotApplied),
         }
     }
+}
+
+/// Whether `key` opens the CA key of `cluster`.
+///
+/// # Errors
+/// [`RootKeyError::Wrong`] when it does not.
+pub fn check_root_key(cluster: &Cluster, key: &RootKey) -> Result<(), RootKeyError> {
+    key.unseal(&cluster.ca_key_sealed, CA_KEY, cluster.id.0.as_bytes()).map(drop)
 }
 
 /// The host's name, if it can be in a certificate.

@@ -21,7 +21,8 @@ const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
 /// First byte of what [`RootKey::seal`] gives.
 const FORMAT: u8 = 1;
-const FILE_MAX: usize = 256;
+/// Longest key file, in bytes.
+pub const FILE_MAX: usize = 256;
 
 /// Why the root key, or what it sealed, cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +44,14 @@ pub enum RootKeyError {
 }
 
 /// 32 random bytes.
+#[derive(Clone)]
 pub struct RootKey(Zeroizing<[u8; KEY_BYTES]>);
+
+impl std::fmt::Debug for RootKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RootKey")
+    }
+}
 
 impl RootKey {
     /// Reads the key of this data directory; `None` when there is none yet.
@@ -64,7 +72,7 @@ impl RootKey {
         let mut key = Zeroizing::new([0u8; KEY_BYTES]);
         env.entropy.fill(key.as_mut_slice());
         let key = RootKey(key);
-        key.write(data_dir)?;
+        key.store(data_dir)?;
         Ok(key)
     }
 
@@ -73,20 +81,21 @@ impl RootKey {
         let path = data_dir.join(FILE);
         let key = parse(text).ok_or_else(|| RootKeyError::Malformed { path: path.clone() })?;
         match Self::open(data_dir)? {
-            None => key.write(data_dir)?,
+            None => key.store(data_dir)?,
             Some(held) if held.0 == key.0 => {}
             Some(_) => return Err(RootKeyError::Another { path }),
         }
         Ok(key)
     }
 
-    fn write(&self, data_dir: &Path) -> Result<(), RootKeyError> {
+    /// Writes the key as that of a data directory. Durable when this returns.
+    pub fn store(&self, data_dir: &Path) -> Result<(), RootKeyError> {
         let path = data_dir.join(FILE);
-        files::write_private(&path, self.text().as_bytes()).map_err(|source| RootKeyError::Io { path, source })
+        files::write_private(&path, self.to_text().as_bytes()).map_err(|source| RootKeyError::Io { path, source })
     }
 
-    /// What the file holds. Secret.
-    pub fn text(&self) -> Zeroizing<String> {
+    /// The content of a key file.
+    pub fn to_text(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(String::with_capacity(FILE_MAX)); // never grows: no copy is left behind
         text.push_str(HEAD);
         for byte in self.0.iter() {
@@ -94,6 +103,11 @@ impl RootKey {
         }
         text.push('\n');
         text
+    }
+
+    /// Reads the content of a key file, wherever it was kept; `None` when it is none.
+    pub fn from_text(text: &[u8]) -> Option<Self> {
+        parse(text)
     }
 
     /// Encrypts `plain`; it opens again only for the same `what` and `context`.
@@ -114,6 +128,13 @@ impl RootKey {
         let (nonce, body) = rest.split_first_chunk::<NONCE_BYTES>().ok_or_else(wrong)?;
         let aad = aad(what, context);
         self.cipher().decrypt(&XNonce::from(*nonce), Payload { msg: body, aad: &aad }).map(Zeroizing::new).map_err(|_| wrong())
+    }
+
+    /// A secret of its own for `purpose`, which tells nothing of this key.
+    pub fn derive(&self, purpose: &str) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("optimus root key 1");
+        hasher.update(&*self.0).update(purpose.as_bytes());
+        hasher.finalize().into()
     }
 
     fn cipher(&self) -> XChaCha20Poly1305 {

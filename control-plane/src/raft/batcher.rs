@@ -11,6 +11,7 @@ use std::time::Duration;
 use openraft::error::{ClientWriteError, Fatal as RaftFatal, RaftError};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::clock::Clock;
 use super::error::ProposeError;
 use super::fatal::Fatal;
 use super::machine::Machine;
@@ -22,7 +23,7 @@ pub const MAX_BATCH_COMMANDS: usize = 512;
 /// Most encoded bytes in one log entry.
 pub const MAX_BATCH_BYTES: usize = 1 << 20;
 
-type Outcome<A> = Result<(u64, Vec<A>), ProposeError>;
+pub(crate) type Outcome<A> = Result<(u64, Vec<A>), ProposeError>;
 
 /// Encoded commands that stay together, and who waits for their answers.
 pub(crate) struct Proposal<A> {
@@ -55,6 +56,9 @@ pub(crate) struct Batcher<M: Machine> {
     pub stop: watch::Receiver<bool>,
     pub fatal: Fatal,
     pub tuning: Arc<Tuning>,
+    pub clock: Arc<Clock>,
+    /// Held while an entry is written, and by a hand-over of leadership: meanwhile proposals wait here.
+    pub gate: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl<M: Machine> Batcher<M> {
@@ -79,11 +83,15 @@ impl<M: Machine> Batcher<M> {
         while let Some(proposal) = self.queue.recv().await {
             left.push(proposal);
         }
-        answer_all(left, &ProposeError::Stopped);
+        // After a hand-over these were never appended, and there is somebody to go to.
+        let elsewhere = self.cannot_lead().flatten().map(|leader| ProposeError::NoLeader { leader: Some(leader) });
+        answer_all(left, &elsewhere.unwrap_or(ProposeError::Stopped));
     }
 
     /// Proposes one entry and gives each proposer its part of the answers.
     async fn write(&mut self, batch: Vec<Proposal<M::Answer>>) {
+        let gate = self.gate.clone();
+        let _writing = gate.lock().await;
         if let Some(reason) = self.fatal.get() {
             return answer_all(batch, &ProposeError::Fatal(reason));
         }
@@ -96,6 +104,8 @@ impl<M: Machine> Batcher<M> {
             biased;
             written = self.tuning.patiently(self.raft.client_write(Batch(Arc::new(commands)))) => written,
             _ = stop.wait_for(|s| *s) => return answer_all(batch, &ProposeError::Stopped),
+            // openraft 0.9.25 drops no proposal when the task of the state machine dies; it would wait out the patience.
+            reason = self.fatal.wait() => return answer_all(batch, &ProposeError::Fatal(reason)),
         };
         let response = match written {
             None => return answer_all(batch, &ProposeError::Timeout),
@@ -125,14 +135,15 @@ impl<M: Machine> Batcher<M> {
             return Some(m.current_leader);
         }
         let alone = m.membership_config.membership().voter_ids().eq([m.id]);
-        let limit = self.tuning.election_max * 2;
+        let limit = self.clock.timeout_max() * 2;
         let silent = m.millis_since_quorum_ack.is_some_and(|ms| Duration::from_millis(ms) > limit);
         (silent && !alone).then_some(None)
     }
 
     fn explain(&self, e: RaftError<u64, ClientWriteError<u64, openraft::BasicNode>>) -> ProposeError {
         match e {
-            RaftError::APIError(ClientWriteError::ForwardToLeader(f)) => ProposeError::NoLeader { leader: f.leader_id },
+            // It led a moment ago, so the entry may be in the log and still be committed.
+            RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => ProposeError::Unknown,
             RaftError::APIError(ClientWriteError::ChangeMembershipError(e)) => ProposeError::Fatal(e.to_string()),
             RaftError::Fatal(RaftFatal::Stopped) => match self.fatal.get() {
                 Some(reason) => ProposeError::Fatal(reason),
@@ -144,7 +155,7 @@ impl<M: Machine> Batcher<M> {
 }
 
 /// Takes as many whole proposals from the front as fit one entry, at least one.
-fn next_batch<A>(waiting: &mut VecDeque<Proposal<A>>) -> Vec<Proposal<A>> {
+pub(crate) fn next_batch<A>(waiting: &mut VecDeque<Proposal<A>>) -> Vec<Proposal<A>> {
     let (mut commands, mut bytes) = (0, 0);
     let fits = |p: &Proposal<A>| {
         commands += p.commands.len();
@@ -164,7 +175,7 @@ fn fan_out<A>(index: u64, batch: Vec<Proposal<A>>, answers: Vec<A>) {
     }
 }
 
-fn answer_all<A>(batch: Vec<Proposal<A>>, error: &ProposeError) {
+pub(crate) fn answer_all<A>(batch: Vec<Proposal<A>>, error: &ProposeError) {
     for proposal in batch {
         let _ = proposal.reply.send(Err(error.clone()));
     }

@@ -9,6 +9,9 @@ use super::record::Damage;
 const ADVICE: &str = "do not delete the file: replace this server (remove it from the cluster, wipe its directory, join it under a new id), \
                       or restore a single server from its newest backup";
 
+/// Free space a server asks for after its disk was full, in bytes: room for the log to grow by some snapshots' worth.
+const ROOM: u64 = 256 << 20;
+
 /// The durable store failed or is damaged.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -35,6 +38,17 @@ pub enum StoreError {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// The disk is full.
+    #[error(
+        "no space left on the disk to {operation} {file}: nothing acknowledged is lost; free at least {} MiB on the file system of the data directory, then start this server again",
+        ROOM >> 20
+    )]
+    Full {
+        /// What was tried.
+        operation: &'static str,
+        /// File below the data directory.
+        file: String,
+    },
     /// The store belongs to another server.
     #[error("{file} belongs to server {owner}, this is server {asked}; give each server its own directory and never reuse a server id")]
     WrongOwner {
@@ -51,6 +65,18 @@ pub enum StoreError {
         /// File below the data directory.
         file: String,
     },
+    /// A restore or recovery into this store did not finish.
+    #[error("a restore into this directory did not finish ({file} is still there): remove the directory and restore again")]
+    HalfSeeded {
+        /// The mark it left.
+        file: String,
+    },
+    /// A store must not be made where there is one.
+    #[error("there is a store already: {file} exists")]
+    NotEmpty {
+        /// What was found.
+        file: String,
+    },
     /// An earlier failure stopped the store.
     #[error("the store has stopped: {0}")]
     Stopped(String),
@@ -58,6 +84,14 @@ pub enum StoreError {
 
 impl StoreError {
     pub(crate) fn io(operation: &'static str, file: &str, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let cause: &dyn std::any::Any = &source;
+        let kind = match cause.downcast_ref::<redb::Error>() {
+            Some(redb::Error::Io(e)) => Some(e.kind()),
+            _ => cause.downcast_ref::<io::Error>().map(io::Error::kind),
+        };
+        if matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
+            return Self::Full { operation, file: file.to_owned() };
+        }
         Self::Io { operation, file: file.to_owned(), source: Arc::new(source) }
     }
 
@@ -145,13 +179,16 @@ pub enum ProposeError {
     /// The command could not be encoded; nothing was appended.
     #[error("command does not encode: {0}")]
     Encode(String),
-    /// This server does not lead. The command may still have been appended before leadership was lost: retry at the
-    /// leader under the same (client id, sequence).
-    #[error("this server is not the leader (leader: {leader:?})")]
+    /// No server was found that leads; nothing was appended. Retry later.
+    #[error("no server leads (leader: {leader:?})")]
     NoLeader {
         /// The leader, when known.
         leader: Option<u64>,
     },
+    /// Leadership or a connection was lost while the command was under way. It may or may not take effect: retry under the
+    /// same (client id, sequence).
+    #[error("the outcome of the proposal is unknown")]
+    Unknown,
     /// No quorum confirmed the entry in time. The outcome is unknown: retry under the same (client id, sequence).
     #[error("no quorum confirmed the proposal in time, its outcome is unknown")]
     Timeout,
@@ -198,6 +235,53 @@ pub enum AdminError {
     /// Not done in time; it may still happen.
     #[error("not done in time, it may still happen")]
     Timeout,
+    /// The node must stop; see the reason.
+    #[error("the raft node failed: {0}")]
+    Fatal(String),
+}
+
+/// Why leadership was not handed over. Unless said otherwise the old leader goes on leading.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// Only the leader can hand over.
+    #[error("this server is not the leader (leader: {leader:?})")]
+    NoLeader {
+        /// The leader, when known.
+        leader: Option<u64>,
+    },
+    /// Another hand-over or a membership change is under way.
+    #[error("another hand-over or a membership change is under way")]
+    Busy,
+    /// The target has no vote in this cluster.
+    #[error("server {0} has no vote, so it cannot lead")]
+    NotVoter(u64),
+    /// There is no other voter.
+    #[error("there is no other server with a vote")]
+    NoOther,
+    /// The target did not hold the whole log in time.
+    #[error("server {target} holds the log up to {held} of {last}, too far behind to lead")]
+    Behind {
+        /// The server that was to lead.
+        target: u64,
+        /// Last entry it is known to hold.
+        held: u64,
+        /// Last entry of the leader.
+        last: u64,
+    },
+    /// The target, or too many of the others, did not agree.
+    #[error("server {target} cannot take over: {reason}")]
+    Refused {
+        /// The server that was to lead.
+        target: u64,
+        /// What it or the others said.
+        reason: String,
+    },
+    /// The target did not win in time. Another election may be under way; proposals are taken again by whoever leads.
+    #[error("server {target} did not take over in time")]
+    Timeout {
+        /// The server that was to lead.
+        target: u64,
+    },
     /// The node must stop; see the reason.
     #[error("the raft node failed: {0}")]
     Fatal(String),

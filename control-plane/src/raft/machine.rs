@@ -19,6 +19,13 @@ pub trait Machine: Send + Sync + 'static {
     /// What applying a command answers, refusals included.
     type Answer: Serialize + DeserializeOwned + Clone + Debug + Send + Sync + 'static;
 
+    /// Whether a command that is committed twice has the effect of one: it carries a request id that
+    /// [`apply`](Self::apply) looks up, or is so by nature. Only such a command is proposed again when its outcome is
+    /// unknown.
+    fn retry_safe(_command: &Self::Command) -> bool {
+        false
+    }
+
     /// Applies one committed command. Deterministic and total.
     ///
     /// Commands that were batched into one log entry share its `index` and are applied in order.

@@ -14,26 +14,34 @@
 //! understand: in those cases [`RaftNode::fatal`] resolves and the process must exit.
 
 mod batcher;
+mod clock;
+mod election;
 mod error;
 mod fatal;
+mod forward;
 mod log_store;
 mod machine;
 mod network;
 mod node;
+mod receiving;
 mod record;
 pub mod runtime;
+mod seed;
 mod snapshots;
 mod state_machine;
 mod status;
 mod stored;
+mod transfer;
 mod tuning;
 mod types;
+mod watchdog;
 
 pub use self::batcher::{MAX_BATCH_BYTES, MAX_BATCH_COMMANDS};
-pub use self::error::{AdminError, ProposeError, ReadError, StartError, StoreError};
+pub use self::error::{AdminError, ProposeError, ReadError, StartError, StoreError, TransferError};
 pub use self::machine::{Capture, Machine};
 pub use self::network::{MemoryNetwork, NoPeers, Peer, PeerError, PeerHandler, PeerRpc, PeerTransport, Refusal, check_append};
 pub use self::node::{RaftConfig, RaftNode};
+pub use self::seed::{LogEntry, SalvageError, Salvaged, Seed, owner, salvage, seed};
 pub use self::status::{Role, Status};
 pub use self::tuning::{IoMode, Tuning};
 

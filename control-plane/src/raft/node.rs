@@ -1,27 +1,34 @@
 //! One server of the replicated control plane: starting, proposing, reading, stopping.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
-use openraft::storage::Snapshot;
 use openraft::{AsyncRuntime, BasicNode};
 use optimus_common::disk::Disk;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::batcher::{self, Batcher, Proposal};
-use super::error::{AdminError, ProposeError, ReadError, StartError};
+use super::clock::Clock;
+use super::election::{Elector, Now};
+use super::error::{AdminError, ProposeError, ReadError, StartError, StoreError, TransferError};
 use super::fatal::Fatal;
-use super::log_store::{LogStore, WriterHandle};
+use super::forward::{self, Forwarder, Pause};
+use super::log_store::{LogReader, LogStore, WriterHandle};
 use super::machine::Machine;
-use super::network::{Contacts, Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::network::{Contacts, Pace, Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::receiving::Receiver;
 use super::runtime::Runtime;
+use super::seed::{self, LogEntry};
 use super::snapshots::SnapshotStore;
 use super::state_machine::StateMachine;
 use super::status::Status;
+use super::transfer::{self, HandOver};
 use super::tuning::Tuning;
-use super::types::{Raft, SnapshotBytes};
+use super::types::Raft;
+use super::watchdog;
 
 /// What a node is made of.
 pub struct RaftConfig<M: Machine> {
@@ -51,7 +58,11 @@ impl<M: Machine> Clone for RaftNode<M> {
 struct Inner<M: Machine> {
     id: u64,
     raft: Raft,
+    log: LogReader,
     proposals: mpsc::Sender<Proposal<M::Answer>>,
+    /// Proposals for another server that leads.
+    forwards: mpsc::Sender<Proposal<M::Answer>>,
+    reads: mpsc::Sender<forward::Read>,
     applied: watch::Receiver<u64>,
     leads: watch::Receiver<bool>,
     fatal: Fatal,
@@ -59,16 +70,21 @@ struct Inner<M: Machine> {
     transport: Arc<dyn PeerTransport>,
     contacts: Contacts,
     handler: std::sync::OnceLock<Arc<dyn PeerHandler>>,
+    /// Taken by `shutdown`, so that a stopped node holds the disk no more.
+    receiver: std::sync::Mutex<Option<Arc<Receiver>>>,
     stop: watch::Sender<bool>,
     /// Taken by the first `shutdown`; the others wait for it on this lock.
     parts: tokio::sync::Mutex<Option<Parts>>,
     /// One membership change at a time: openraft may answer two concurrent ones with success and end in between.
     membership: tokio::sync::Mutex<()>,
+    elector: Arc<Elector>,
+    /// Shared with the batcher, see there.
+    gate: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Parts {
-    batcher: tokio::task::JoinHandle<()>,
-    watcher: tokio::task::JoinHandle<()>,
+    /// In the order they are waited for.
+    tasks: Vec<(&'static str, tokio::task::JoinHandle<()>)>,
     writer: WriterHandle,
 }
 
@@ -85,9 +101,12 @@ impl<M: Machine> RaftNode<M> {
         let fatal = Fatal::new();
 
         let snapshot_disk = disk.clone();
+        seed::refuse_half_seeded(&*disk)?;
         let (snapshots, newest) = tuning.io.run(move || SnapshotStore::open(snapshot_disk)).await?;
         let snapshots = Arc::new(snapshots);
+        let receiver = Arc::new(Receiver::new(snapshots.disk(), fatal.clone(), tuning.io));
         let (log, writer) = LogStore::open(disk, node_id, snapshots.gate(), fatal.clone(), tuning.io).await?;
+        let (clock, reader) = (Arc::new(Clock::new(&tuning, log.flushes())), log.reader());
 
         let purged = log.bounds().0.map(|id| id.index);
         let reached = newest.as_ref().and_then(|s| s.meta.last_log_id).map(|id| id.index);
@@ -107,7 +126,11 @@ impl<M: Machine> RaftNode<M> {
             }
         };
         let contacts = Contacts::default();
-        let peers = PeerNetwork { transport: network.clone(), snapshot_ttl: tuning.snapshot_ttl, contacts: contacts.clone() };
+        let (pace, snapshot_ttl) = (Arc::new(Pace::new(tuning.snapshot_rate)), tuning.snapshot_ttl);
+        let (transport, contacts_in, clock_in) = (network.clone(), contacts.clone(), clock.clone());
+        let peers =
+            PeerNetwork { transport, snapshot_ttl, clock: clock_in, contacts: contacts_in, pace, io: tuning.io, fatal: fatal.clone() };
+        let busy = log.busy();
         let raft = match Raft::new(node_id, settings, peers, log, machine).await {
             Ok(raft) => raft,
             Err(e) => {
@@ -118,16 +141,34 @@ impl<M: Machine> RaftNode<M> {
 
         let (stop, stopping) = watch::channel(false);
         let (proposals, queue) = mpsc::channel(tuning.queue);
-        let batcher = Batcher::<M> { raft: raft.clone(), queue, stop: stopping.clone(), fatal: fatal.clone(), tuning: tuning.clone() };
+        let gate = Arc::new(tokio::sync::Mutex::new(()));
+        let batcher = Batcher::<M> {
+            raft: raft.clone(),
+            queue,
+            stop: stopping.clone(),
+            fatal: fatal.clone(),
+            tuning: tuning.clone(),
+            clock: clock.clone(),
+            gate: gate.clone(),
+        };
         let batcher = Runtime::spawn(batcher.run());
         let (leads_now, leads) = watch::channel(false);
-        let watcher = Runtime::spawn(watch_metrics(raft.clone(), leads_now, stopping, fatal.clone()));
-        let parts = tokio::sync::Mutex::new(Some(Parts { batcher, watcher, writer }));
+        let follow = watch_metrics(raft.clone(), clock.clone(), leads_now, stopping.clone(), fatal.clone());
+        let guard = watch_core(raft.clone(), busy, receiver.clone(), applied_seen.clone(), stopping.clone(), fatal.clone());
+        let watcher = Runtime::spawn(async { _ = tokio::join!(follow, guard) });
+        let elector = Arc::new(Elector::new(node_id, raft.clone(), reader.clone(), clock, network.clone(), leads.clone()));
+        let elections = Runtime::spawn(elector.clone().run(stopping));
+        let (forwards, forward_queue) = mpsc::channel(tuning.queue);
+        let (reads, read_queue) = mpsc::channel(tuning.queue);
+        let (forward_stop, read_stop) = (stop.subscribe(), stop.subscribe());
         let membership = tokio::sync::Mutex::new(());
         let inner = Inner {
             id: node_id,
             raft,
+            log: reader,
             proposals,
+            forwards,
+            reads,
             applied: applied_seen,
             leads,
             fatal,
@@ -135,11 +176,23 @@ impl<M: Machine> RaftNode<M> {
             transport: network,
             contacts,
             handler: std::sync::OnceLock::new(),
+            receiver: std::sync::Mutex::new(Some(receiver)),
             stop,
-            parts,
+            parts: tokio::sync::Mutex::new(None),
             membership,
+            elector,
+            gate,
         };
         let node = Self { inner: Arc::new(inner) };
+        let forwarder = Forwarder { node: node.clone(), queue: forward_queue, stop: forward_stop };
+        let tasks = vec![
+            ("elections", elections),
+            ("batcher", batcher),
+            ("forwarder", Runtime::spawn(forwarder.run())),
+            ("reads", Runtime::spawn(forward::read_loop(node.clone(), read_queue, read_stop))),
+            ("watcher", watcher),
+        ];
+        *node.inner.parts.lock().await = Some(Parts { tasks, writer });
 
         // Nobody else can win, so waiting out an election timeout would only delay the start.
         // The metrics do not show the membership yet; openraft's own state does.
@@ -149,6 +202,11 @@ impl<M: Machine> RaftNode<M> {
             return Err(StartError::Raft(node.reason(e.to_string())));
         }
         Ok(node)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.inner.raft
     }
 
     /// This server's id.
@@ -182,7 +240,8 @@ impl<M: Machine> RaftNode<M> {
         }
     }
 
-    /// Replicates one command and gives its log index and answer once it is durable on a quorum and applied here.
+    /// Replicates one command and gives its log index and answer once it is durable on a quorum and applied here. On a
+    /// server that does not lead it goes to the one that does. While there is no leader it waits for one.
     ///
     /// # Errors
     /// See [`ProposeError`] for which of them leave the outcome unknown.
@@ -200,12 +259,55 @@ impl<M: Machine> RaftNode<M> {
     /// [`ProposeError::TooLarge`] above [`MAX_BATCH_COMMANDS`](super::MAX_BATCH_COMMANDS) or
     /// [`MAX_BATCH_BYTES`](super::MAX_BATCH_BYTES); otherwise as [`propose`](Self::propose).
     pub async fn propose_many(&self, commands: Vec<M::Command>) -> Result<(u64, Vec<M::Answer>), ProposeError> {
+        let retry_safe = commands.iter().all(M::retry_safe);
         let commands = batcher::encode::<M>(&commands)?;
         if commands.is_empty() {
             return Ok((*self.inner.applied.borrow(), Vec::new()));
         }
+        let mut last = ProposeError::Timeout;
+        let mut pause = Pause::new();
+        let tries = async {
+            loop {
+                if let Some(reason) = self.inner.fatal.get() {
+                    return Err(ProposeError::Fatal(reason));
+                }
+                let here = *self.inner.leads.borrow();
+                let queue = if here { &self.inner.proposals } else { &self.inner.forwards };
+                match self.queued(queue, commands.clone()).await {
+                    Err(e @ ProposeError::NoLeader { .. }) => last = e,
+                    Err(e @ (ProposeError::Unknown | ProposeError::Timeout)) if retry_safe => last = e,
+                    Ok((index, answers)) if !here => {
+                        // So that the proposer reads its own write here. Late is no failure: it is committed.
+                        let _ = self.wait_applied(index).await;
+                        return Ok((index, answers));
+                    }
+                    other => return other,
+                }
+                pause.wait().await;
+            }
+        };
+        // Once for the answer, once for a leader to be there.
+        let limit = self.inner.tuning.patience * 2;
+        Runtime::timeout(limit, tries).await.unwrap_or(Err(last))
+    }
+
+    /// Proposes at this server and nowhere else.
+    pub(super) async fn propose_here(&self, commands: Vec<super::types::Blob>) -> Result<(u64, Vec<M::Answer>), ProposeError> {
+        let bytes = commands.iter().map(|c| c.0.len()).sum();
+        let (max_commands, max_bytes) = (batcher::MAX_BATCH_COMMANDS, batcher::MAX_BATCH_BYTES);
+        if commands.is_empty() || commands.len() > max_commands || bytes > max_bytes {
+            return Err(ProposeError::TooLarge { commands: commands.len(), bytes, max_commands, max_bytes });
+        }
+        self.queued(&self.inner.proposals, commands).await
+    }
+
+    async fn queued(
+        &self,
+        queue: &mpsc::Sender<Proposal<M::Answer>>,
+        commands: Vec<super::types::Blob>,
+    ) -> Result<(u64, Vec<M::Answer>), ProposeError> {
         let (reply, answer) = oneshot::channel();
-        self.inner.proposals.try_send(Proposal { commands, reply }).map_err(|e| match e {
+        queue.try_send(Proposal { commands, reply }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => self.stopped(),
         })?;
@@ -216,8 +318,8 @@ impl<M: Machine> RaftNode<M> {
         self.inner.fatal.get().map_or(ProposeError::Stopped, ProposeError::Fatal)
     }
 
-    /// Confirms with a quorum that this server leads and waits until its state holds every write acknowledged before the
-    /// call, anywhere. Gives that index.
+    /// Waits until this server's state holds every write acknowledged before the call, anywhere. Gives that index. The
+    /// leader, which may be another server, confirms with a quorum that it leads.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -227,12 +329,21 @@ impl<M: Machine> RaftNode<M> {
         Ok(index)
     }
 
-    /// Like [`linearizable`](Self::linearizable), without waiting for this server's own state: a follower asks the leader
-    /// for it, waits with [`wait_applied`](Self::wait_applied), and then reads its own state.
+    /// Like [`linearizable`](Self::linearizable), without waiting for this server's own state.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub async fn read_index(&self) -> Result<u64, ReadError> {
+        let (reply, found) = oneshot::channel();
+        self.inner.reads.try_send(reply).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => ReadError::Timeout,
+            mpsc::error::TrySendError::Closed(_) => ReadError::Stopped,
+        })?;
+        found.await.unwrap_or(Err(ReadError::Stopped))
+    }
+
+    /// Confirms with a quorum that this server leads.
+    pub(super) async fn confirm_read_index(&self) -> Result<u64, ReadError> {
         match self.inner.tuning.patiently(self.inner.raft.get_read_log_id()).await {
             None => Err(ReadError::Timeout),
             Some(Ok((read, _))) => Ok(read.map_or(0, |id| id.index)),
@@ -263,9 +374,25 @@ impl<M: Machine> RaftNode<M> {
         self.inner.tuning.patiently(wait).await.unwrap_or(Err(ReadError::Timeout))
     }
 
+    /// Committed entries of `from..=upto`, in order: those that are applied here and not purged yet, about `max_bytes` of
+    /// them and at least one. The first one having another index than `from` says that the log has been purged past it.
+    ///
+    /// # Errors
+    /// [`StoreError`]; a damaged log also stops the server.
+    pub async fn read_entries(&self, from: u64, upto: u64, max_bytes: usize) -> Result<Vec<LogEntry>, StoreError> {
+        let upto = upto.min(*self.inner.applied.borrow());
+        if from > upto {
+            return Ok(Vec::new());
+        }
+        let log = self.inner.log.clone();
+        let entries = self.inner.tuning.io.run(move || log.read(from, upto, max_bytes)).await?;
+        Ok(entries.into_iter().map(LogEntry::from).collect())
+    }
+
     /// Where this node stands.
     pub fn status(&self) -> Status {
-        Status::new(&self.inner.raft.metrics().borrow(), self.inner.contacts.ages_ms(), self.inner.fatal.get())
+        let Inner { raft, contacts, elector, fatal, .. } = &*self.inner;
+        Status::new(&raft.metrics().borrow(), contacts.ages_ms(), &elector.clock, fatal.get())
     }
 
     /// Index up to which the published state reaches.
@@ -317,11 +444,6 @@ impl<M: Machine> RaftNode<M> {
         self.change(self.inner.raft.change_membership(openraft::ChangeMembers::RemoveNodes(BTreeSet::from([id])), true)).await
     }
 
-    /// Makes another voter the leader.
-    pub async fn transfer_leader(&self, _to: Option<u64>) -> Result<u64, AdminError> {
-        Err(AdminError::Refused("not yet".to_owned()))
-    }
-
     /// Whether this server is the only one with a vote: then it leads as soon as its disk has taken the vote.
     pub async fn is_alone(&self) -> bool {
         let id = self.inner.id;
@@ -371,17 +493,31 @@ impl<M: Machine> RaftNode<M> {
     /// # Errors
     /// [`PeerError::Unreachable`] when no leader is known or this server leads itself.
     pub async fn ask_leader(&self, kind: PeerRpc, body: Bytes, ttl: std::time::Duration) -> Result<Bytes, PeerError> {
-        let leader = {
-            let metrics = self.inner.raft.metrics();
-            let m = metrics.borrow();
-            m.current_leader.filter(|l| *l != self.inner.id).and_then(|id| {
-                let node = m.membership_config.membership().get_node(&id)?;
-                Some(Peer { id, addr: node.addr.clone() })
-            })
-        };
-        let leader = leader.ok_or_else(|| PeerError::Unreachable("no other server is known to lead".to_owned()))?;
-        let call = self.inner.transport.call(leader, kind, body, ttl);
+        let leader = self.other_leader().ok_or_else(|| PeerError::Unreachable("no other server is known to lead".to_owned()))?;
+        self.ask(leader, kind, body, ttl).await
+    }
+
+    /// The leader, if it is known and another server.
+    pub(super) fn other_leader(&self) -> Option<Peer> {
+        let metrics = self.inner.raft.metrics();
+        let m = metrics.borrow();
+        let id = m.current_leader.filter(|l| *l != self.inner.id)?;
+        Some(Peer { id, addr: m.membership_config.membership().get_node(&id)?.addr.clone() })
+    }
+
+    pub(super) async fn ask(&self, peer: Peer, kind: PeerRpc, body: Bytes, ttl: std::time::Duration) -> Result<Bytes, PeerError> {
+        let call = self.inner.transport.call(peer, kind, body, ttl);
         Runtime::timeout(ttl, call).await.map_err(|_| PeerError::Timeout)?
+    }
+
+    pub(super) fn tuning(&self) -> &Tuning {
+        &self.inner.tuning
+    }
+
+    /// A stale address may have brought a request for another server here.
+    pub(super) fn meant_for_us(&self, kind: PeerRpc, to: u64) -> Result<(), PeerError> {
+        let me = self.inner.id;
+        if to == me { Ok(()) } else { Err(PeerError::Refused(format!("{kind:?} request for server {to} reached server {me}"))) }
     }
 
     /// Answers a request of server `from`, whose identity the transport has proven.
@@ -393,13 +529,21 @@ impl<M: Machine> RaftNode<M> {
         if let Some(reason) = self.inner.fatal.get() {
             return Err(PeerError::Stopped(reason));
         }
-        if matches!(kind, PeerRpc::Leases | PeerRpc::Admin) {
-            let handler = self.inner.handler.get().ok_or_else(|| PeerError::Refused("this server is still starting".to_owned()))?;
-            return handler.handle(from, kind, body).await;
+        match kind {
+            PeerRpc::Leases | PeerRpc::Admin => {
+                let handler = self.inner.handler.get().ok_or_else(|| PeerError::Refused("this server is still starting".to_owned()))?;
+                return handler.handle(from, kind, body).await;
+            }
+            PeerRpc::Propose => return self.serve_propose(&body).await,
+            PeerRpc::ReadIndex => return self.serve_read_index(&body).await,
+            PeerRpc::Transfer => return self.inner.elector.handle(self.inner.id, from, &body).await,
+            PeerRpc::Append | PeerRpc::Vote | PeerRpc::Snapshot => {}
         }
         let raft = &self.inner.raft;
         let stopped = |e: String| PeerError::Stopped(e);
-        match Request::decode(self.inner.id, from, kind, &body)? {
+        let request = Request::decode(self.inner.id, from, kind, &body)?;
+        let _heard = request.leader().and_then(|leader| self.inner.elector.hear(leader));
+        match request {
             Request::Append(request) => {
                 // G3, the receiver's side.
                 check_append(&request).map_err(|refusal| PeerError::Refused(refusal.to_string()))?;
@@ -407,24 +551,42 @@ impl<M: Machine> RaftNode<M> {
                 Ok(Reply::encode_append(&answer))
             }
             Request::Vote(request) => {
-                let answer = raft.vote(request).await.map_err(|e| stopped(e.to_string()))?;
+                let answer = self.inner.elector.vote(request).await.map_err(|e| stopped(e.to_string()))?;
                 Ok(Reply::encode_vote(&answer))
             }
-            Request::Snapshot { vote, snapshot } => {
-                let snapshot = Snapshot { meta: snapshot.meta, snapshot: Box::new(SnapshotBytes(snapshot.content)) };
-                let answer = raft.install_full_snapshot(vote, snapshot).await.map_err(|e| stopped(e.to_string()))?;
-                Ok(Reply::encode_snapshot(&answer))
+            Request::Snapshot { vote, part } => {
+                let receiver = self.inner.receiver.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let receiver = receiver.ok_or_else(|| stopped("it is shutting down".to_owned()))?;
+                receiver.take(raft, vote, part).await
             }
         }
     }
 
-    /// Stops in the reverse order of the start: no new proposals, openraft, then the writer, which finishes what is queued
-    /// and closes the file. Returns when all tasks and threads have ended; idempotent.
+    /// Hands leadership over to `to`, or to the most up-to-date other voter, and gives who leads then. Proposals wait
+    /// meanwhile, a second at most, and are then refused with the new leader's id.
+    ///
+    /// # Errors
+    /// See [`TransferError`]; a hand-over that cannot work is refused before anything has stopped.
+    pub async fn transfer_leader(&self, to: Option<u64>) -> Result<u64, TransferError> {
+        if let Some(reason) = self.inner.fatal.get() {
+            return Err(TransferError::Fatal(reason));
+        }
+        let Inner { id, raft, elector, gate, membership, .. } = &*self.inner;
+        HandOver { id: *id, raft, elector, gate, membership }.run(to).await
+    }
+
+    /// Stops in the reverse order of the start: a leader hands over first (a second at most), then no new proposals,
+    /// openraft, and the writer, which finishes what is queued and closes the file. Returns when all tasks and threads have
+    /// ended; idempotent.
     pub async fn shutdown(&self) {
-        self.inner.stop.send_replace(true);
         let mut parts = self.inner.parts.lock().await;
-        let Some(Parts { batcher, watcher, writer }) = parts.take() else { return };
-        for (name, task) in [("batcher", batcher), ("watcher", watcher)] {
+        if parts.is_some() && *self.inner.leads.borrow() {
+            // Logged where it happens; without a successor the others elect one.
+            let _ = Runtime::timeout(transfer::PAUSE, self.transfer_leader(None)).await;
+        }
+        self.inner.stop.send_replace(true);
+        let Some(Parts { tasks, writer }) = parts.take() else { return };
+        for (name, task) in tasks {
             if let Err(e) = task.await {
                 tracing::error!(task = name, error = %e, "a raft task did not end well");
             }
@@ -432,30 +594,57 @@ impl<M: Machine> RaftNode<M> {
         if let Err(e) = self.inner.raft.shutdown().await {
             tracing::error!(error = %e, "openraft did not end well");
         }
+        self.inner.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
         writer.stop().await;
     }
 }
 
+/// Sees to it that openraft's core is alive, and that no half snapshot stays behind.
+async fn watch_core(
+    raft: Raft,
+    busy: impl Fn() -> bool,
+    receiver: Arc<Receiver>,
+    applied: watch::Receiver<u64>,
+    stop: watch::Receiver<bool>,
+    fatal: Fatal,
+) {
+    let ask = || async {
+        let committed = raft.with_raft_state(|state| state.committed.map_or(0, |id| id.index)).await;
+        committed.map_err(|e| e.to_string())
+    };
+    watchdog::watch(ask, busy, applied, || receiver.tick(), stop, fatal).await;
+}
+
 /// Follows openraft's metrics: tells who leads, and notices when its core has died.
-async fn watch_metrics(raft: Raft, leads: watch::Sender<bool>, mut stop: watch::Receiver<bool>, fatal: Fatal) {
+///
+/// openraft 0.9 has no check-quorum: a leader cut off from the others goes on believing in itself. Here it counts as leader
+/// only while a quorum has confirmed it within an election timeout, so that two servers never run the leader loops for long.
+async fn watch_metrics(raft: Raft, clock: Arc<Clock>, leads: watch::Sender<bool>, mut stop: watch::Receiver<bool>, fatal: Fatal) {
     let mut metrics = raft.metrics();
+    let mut seen = Now::now();
     loop {
-        let failed = {
+        let (failed, leading) = {
             let m = metrics.borrow_and_update();
             let failed = m.running_state.as_ref().err().map(ToString::to_string);
-            let now = failed.is_none() && m.current_leader == Some(m.id);
-            leads.send_if_modified(|held| std::mem::replace(held, now) != now);
-            failed
+            let alone = m.membership_config.membership().voter_ids().eq([m.id]);
+            // Without a number the leader is new: a quorum has just elected it.
+            let confirmed = Duration::from_millis(m.millis_since_quorum_ack.unwrap_or(0)) + (Now::now() - seen);
+            let leading = failed.is_none() && m.current_leader == Some(m.id);
+            (failed, leading && (alone || confirmed <= clock.timeout_max()))
         };
+        leads.send_if_modified(|held| std::mem::replace(held, leading) != leading);
         tokio::select! {
             biased;
             _ = stop.wait_for(|s| *s) => break,
             changed = metrics.changed(), if failed.is_none() => {
+                seen = Now::now();
                 if changed.is_err() {
                     fatal.raise("openraft has ended");
                     break;
                 }
             }
+            // The last word ages although openraft says nothing new: its core may be waiting for the disk.
+            () = Runtime::sleep(clock.tick() * 2), if failed.is_none() && leading => {}
             // Not stopped by us, so it never heals.
             () = std::future::ready(()), if failed.is_some() => {
                 fatal.raise(format!("openraft has failed: {}", failed.unwrap_or_default()));

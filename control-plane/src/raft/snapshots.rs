@@ -4,12 +4,17 @@
 //! snapshot-<index>-<number>.snap :  record(head: id, last log id, membership, length, BLAKE3) | content
 //! ```
 //! Written beside under `.tmp`, synced, renamed, directory synced; so a file under its final name is whole, and what a
-//! crash leaves half done is removed at the next start. The newest [`KEEP`] stay.
+//! crash leaves half done is removed at the next start. The newest [`KEEP`] stay. A snapshot travels as the bytes of its
+//! file; [`receiving`](super::receiving) gathers them under [`RECEIVING`], and [`SnapshotStore::adopt`] renames that file.
+//!
+//! What openraft passes around is a [`SnapshotFile`], a handle. The content is in memory only while it is written or
+//! restored.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use optimus_common::disk::Disk;
+use optimus_common::disk::{Disk, DiskFile};
 use optimus_host::failpoint;
 use tokio::sync::watch;
 
@@ -21,8 +26,15 @@ use super::types::SnapshotMeta;
 
 /// Snapshots kept; the older one lets a backup in progress finish reading.
 pub(crate) const KEEP: usize = 2;
+/// The one snapshot that is being received, until it is whole.
+pub(crate) const RECEIVING: &str = "receiving.part";
 /// Largest head (its membership is bounded by a handful of servers); a damaged length must not ask for gigabytes.
 const HEAD_MAX: u64 = 1 << 20;
+/// Bytes read or written at once.
+const PIECE: usize = 1 << 20;
+/// Bytes written between two flushes. One flush of a gigabyte would make every flush of the log on the same disk wait
+/// for all of it.
+const FLUSH_EVERY: u64 = 8 << 20;
 const SUFFIX: &str = ".snap";
 const TEMPORARY: &str = ".tmp";
 
@@ -33,17 +45,120 @@ pub(crate) struct Loaded {
     pub content: Bytes,
 }
 
+/// A handle on a snapshot; none only before it is filled.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotFile(pub(crate) Option<Arc<Held>>);
+
+/// An open snapshot file whose head was checked. It stays readable when the file is pruned meanwhile.
+#[derive(Debug)]
+pub(crate) struct Held {
+    name: String,
+    file: Box<dyn DiskFile>,
+    head: SnapshotHeadV1,
+    /// Where the content begins.
+    start: u64,
+    /// Whether the content was compared with its hash.
+    checked: AtomicBool,
+}
+
+impl Held {
+    /// Opens a file that exists and checks its head and length, not its content.
+    pub(crate) fn open(disk: &dyn Disk, name: &str) -> Result<Self, StoreError> {
+        let io = |e| StoreError::io("read", name, e);
+        let damaged = |d| StoreError::damaged(name, "(snapshot)", place(name), d);
+        let file = disk.open(name).map_err(io)?;
+        let length = file.len().map_err(io)?;
+        let mut beginning = vec![0; length.min(HEAD_MAX) as usize];
+        file.read_at(0, &mut beginning).map_err(io)?;
+        let (head, start) = split_head(&beginning).map_err(damaged)?;
+        if length != start.saturating_add(head.length) {
+            let said = usize::try_from(head.length).unwrap_or(usize::MAX);
+            return Err(damaged(Damage::Length { said, has: length.saturating_sub(start) as usize }));
+        }
+        Ok(Self { name: name.to_owned(), file, head, start, checked: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn head(&self) -> &SnapshotHeadV1 {
+        &self.head
+    }
+
+    pub(crate) fn meta(&self) -> SnapshotMeta {
+        let head = self.head.clone();
+        SnapshotMeta { last_log_id: head.last.map(Into::into), last_membership: head.membership.into(), snapshot_id: head.id }
+    }
+
+    /// Length of the head, in bytes.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Length of the file, in bytes.
+    pub(crate) fn total(&self) -> u64 {
+        self.start + self.head.length
+    }
+
+    /// Bytes of the file from `offset`, at most `length`.
+    pub(crate) fn read(&self, offset: u64, length: usize) -> Result<Bytes, StoreError> {
+        let mut bytes = vec![0; length.min(self.total().saturating_sub(offset) as usize)];
+        self.file.read_at(offset, &mut bytes).map_err(|e| StoreError::io("read", &self.name, e))?;
+        Ok(bytes.into())
+    }
+
+    /// Compares the content with its hash, once for this handle.
+    pub(crate) fn verify(&self) -> Result<(), StoreError> {
+        if !self.checked.load(Ordering::Relaxed) {
+            self.walk(|_| ())?;
+        }
+        Ok(())
+    }
+
+    /// The whole content, checked.
+    pub(crate) fn load(&self) -> Result<Loaded, StoreError> {
+        let mut content = Vec::with_capacity(self.head.length as usize);
+        self.walk(|piece| content.extend_from_slice(piece))?;
+        Ok(Loaded { meta: self.meta(), content: content.into() })
+    }
+
+    fn walk(&self, mut see: impl FnMut(&[u8])) -> Result<(), StoreError> {
+        let mut hash = blake3::Hasher::new();
+        let mut at = self.start;
+        while at < self.total() {
+            let piece = self.read(at, PIECE)?;
+            hash.update(&piece);
+            see(&piece);
+            at += piece.len() as u64;
+        }
+        if hash.finalize().as_bytes() != &self.head.hash {
+            return Err(StoreError::damaged(&self.name, "(snapshot)", place(&self.name), Damage::Checksum));
+        }
+        self.checked.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 /// The snapshots of one server.
 pub(crate) struct SnapshotStore {
     disk: Arc<dyn Disk>,
     /// Index of the newest durable snapshot.
     durable: watch::Sender<Option<u64>>,
+    /// The newest snapshot, opened once for all who send it.
+    newest: Mutex<Option<Arc<Held>>>,
+    /// One snapshot gets its name at a time: one may be built while another is received.
+    naming: Mutex<()>,
 }
 
 /// `snapshot-<20 digits>-<6 digits>`; sorts by index, then by number.
 fn parse(name: &str) -> Option<(u64, u64)> {
     let (index, number) = name.strip_suffix(SUFFIX)?.strip_prefix("snapshot-")?.split_once('-')?;
     Some((index.parse().ok()?, number.parse().ok()?))
+}
+
+fn place(name: &str) -> u64 {
+    parse(name).map_or(0, |p| p.0)
 }
 
 /// Whether a file of that name is a finished snapshot.
@@ -57,12 +172,13 @@ impl SnapshotStore {
     /// # Errors
     /// When the newest snapshot is damaged: the log before it is gone, so an older one does not help.
     pub(crate) fn open(disk: Arc<dyn Disk>) -> Result<(Self, Option<Loaded>), StoreError> {
-        let store = Self { disk, durable: watch::Sender::new(None) };
+        let store = Self { disk, durable: watch::Sender::new(None), newest: Mutex::new(None), naming: Mutex::new(()) };
         let names = store.disk.list().map_err(|e| StoreError::io("list", "snapshots", e))?;
-        for name in names.iter().filter(|n| n.starts_with("snapshot-") && n.ends_with(TEMPORARY)) {
+        let unfinished = |n: &str| (n.starts_with("snapshot-") && n.ends_with(TEMPORARY)) || n == RECEIVING;
+        for name in names.iter().filter(|n| unfinished(n)) {
             store.disk.remove(name).map_err(|e| StoreError::io("remove", name, e))?;
         }
-        let newest = store.load_newest()?;
+        let newest = store.newest()?.map(|held| held.load()).transpose()?;
         store.durable.send_replace(newest.as_ref().and_then(|s| s.meta.last_log_id).map(|id| id.index));
         store.prune()?;
         Ok((store, newest))
@@ -73,6 +189,10 @@ impl SnapshotStore {
         self.durable.subscribe()
     }
 
+    pub(crate) fn disk(&self) -> Arc<dyn Disk> {
+        self.disk.clone()
+    }
+
     /// Names of finished snapshots, oldest first.
     fn names(&self) -> Result<Vec<String>, StoreError> {
         let mut names = self.disk.list().map_err(|e| StoreError::io("list", "snapshots", e))?;
@@ -81,49 +201,53 @@ impl SnapshotStore {
         Ok(names)
     }
 
-    /// The newest snapshot, read and checked.
-    pub(crate) fn load_newest(&self) -> Result<Option<Loaded>, StoreError> {
-        self.names()?.pop().map(|name| self.load(&name)).transpose()
-    }
-
-    fn load(&self, name: &str) -> Result<Loaded, StoreError> {
-        let io = |e| StoreError::io("read", name, e);
-        let damaged = |d| StoreError::damaged(name, "(snapshot)", parse(name).map_or(0, |p| p.0), d);
-        let file = self.disk.open(name).map_err(io)?;
-        let length = file.len().map_err(io)?;
-        let mut start = vec![0; length.min(HEAD_MAX) as usize];
-        file.read_at(0, &mut start).map_err(io)?;
-        let (head, head_len) = split_head(&start).map_err(damaged)?;
-        if length != head_len.saturating_add(head.length) {
-            let said = usize::try_from(head.length).unwrap_or(usize::MAX);
-            return Err(damaged(Damage::Length { said, has: length.saturating_sub(head_len) as usize }));
+    /// A handle on the newest snapshot. Reads its head at most, so that it may be called where commands are applied.
+    pub(crate) fn newest(&self) -> Result<Option<Arc<Held>>, StoreError> {
+        let Some(name) = self.names()?.pop() else { return Ok(None) };
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*newest {
+            Some(held) if held.name == name => Ok(Some(held.clone())),
+            _ => Ok(Some(newest.insert(Arc::new(Held::open(&*self.disk, &name)?)).clone())),
         }
-        let mut content = vec![0; head.length as usize];
-        file.read_at(head_len, &mut content).map_err(io)?;
-        checked(head, content.into()).map_err(damaged)
     }
 
     /// Writes a snapshot durably and opens the gate for purging what it covers.
     pub(crate) fn save(&self, meta: &SnapshotMeta, content: &[u8]) -> Result<(), StoreError> {
-        let index = meta.last_log_id.map_or(0, |id| id.index);
-        let number = self.names()?.iter().filter_map(|n| parse(n)).filter(|p| p.0 == index).map(|p| p.1 + 1).max().unwrap_or(0);
-        let name = format!("snapshot-{index:020}-{number:06}{SUFFIX}");
-        let temporary = format!("snapshot-{index:020}-{number:06}{TEMPORARY}");
-        let io = |operation| {
-            let name = name.clone();
-            move |e: std::io::Error| StoreError::io(operation, &name, e)
-        };
-        let file = self.disk.open(&temporary).map_err(io("create"))?;
-        file.set_len(0).map_err(io("empty"))?;
+        let temporary = format!("snapshot-{:020}{TEMPORARY}", meta.last_log_id.map_or(0, |id| id.index));
+        let fail = |operation, e| StoreError::io(operation, &temporary, e);
+        let file = self.disk.open(&temporary).map_err(|e| fail("create", e))?;
+        file.set_len(0).map_err(|e| fail("empty", e))?;
         let head = seal_head(meta, content);
-        file.write_at(0, &head).map_err(io("write"))?;
-        file.write_at(head.len() as u64, content).map_err(io("write"))?;
-        failpoint::fails("snapshot.before_sync").map_err(io("flush"))?;
-        file.sync_data().map_err(io("flush"))?;
+        file.write_at(0, &head).map_err(|e| fail("write", e))?;
+        let (mut at, mut unflushed) = (head.len() as u64, 0);
+        for piece in content.chunks(PIECE) {
+            file.write_at(at, piece).map_err(|e| fail("write", e))?;
+            at += piece.len() as u64;
+            unflushed += piece.len() as u64;
+            if unflushed >= FLUSH_EVERY {
+                file.sync_data().map_err(|e| fail("flush", e))?;
+                unflushed = 0;
+            }
+        }
+        failpoint::fails("snapshot.before_sync").map_err(|e| fail("flush", e))?;
+        file.sync_data().map_err(|e| fail("flush", e))?;
+        self.publish(&temporary, meta)
+    }
+
+    /// Makes the received snapshot, whole and flushed under [`RECEIVING`], the newest one. The gate for purging opens.
+    pub(crate) fn adopt(&self, meta: &SnapshotMeta) -> Result<(), StoreError> {
+        self.publish(RECEIVING, meta)
+    }
+
+    fn publish(&self, from: &str, meta: &SnapshotMeta) -> Result<(), StoreError> {
+        let _one = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = meta.last_log_id.map_or(0, |id| id.index);
+        let same = self.names()?.iter().filter_map(|n| parse(n)).filter(|p| p.0 == index).map(|p| p.1 + 1).max();
+        let name = format!("snapshot-{index:020}-{:06}{SUFFIX}", same.unwrap_or(0));
         failpoint::hit("snapshot.before_rename");
-        self.disk.rename(&temporary, &name).map_err(io("rename"))?;
+        self.disk.rename(from, &name).map_err(|e| StoreError::io("rename", from, e))?;
         failpoint::hit("snapshot.after_rename");
-        self.disk.sync_dir().map_err(io("flush the directory of"))?;
+        self.disk.sync_dir().map_err(|e| StoreError::io("flush the directory of", &name, e))?;
         failpoint::hit("snapshot.durable");
         self.durable.send_modify(|held| *held = (*held).max(meta.last_log_id.map(|id| id.index)));
         self.prune()
@@ -142,7 +266,8 @@ impl SnapshotStore {
     }
 }
 
-fn seal_head(meta: &SnapshotMeta, content: &[u8]) -> Vec<u8> {
+/// The head of a snapshot file as a record; the content follows it.
+pub(crate) fn seal_head(meta: &SnapshotMeta, content: &[u8]) -> Vec<u8> {
     let head = SnapshotHeadV1 {
         id: meta.snapshot_id.clone(),
         last: meta.last_log_id.map(Into::into),
@@ -159,30 +284,6 @@ fn split_head(bytes: &[u8]) -> Result<(SnapshotHeadV1, u64), Damage> {
     let end = record::HEADER.saturating_add(length as usize);
     let record = bytes.get(..end).ok_or(Damage::Length { said: length as usize, has: bytes.len() })?;
     Ok((decode(Kind::Snapshot, 0, record)?, end as u64))
-}
-
-fn checked(head: SnapshotHeadV1, content: Bytes) -> Result<Loaded, Damage> {
-    if content.len() as u64 != head.length {
-        return Err(Damage::Length { said: usize::try_from(head.length).unwrap_or(usize::MAX), has: content.len() });
-    }
-    if blake3::hash(&content).as_bytes() != &head.hash {
-        return Err(Damage::Checksum);
-    }
-    let meta = SnapshotMeta { last_log_id: head.last.map(Into::into), last_membership: head.membership.into(), snapshot_id: head.id };
-    Ok(Loaded { meta, content })
-}
-
-/// The same bytes as a snapshot file, for sending.
-pub(crate) fn pack(meta: &SnapshotMeta, content: &[u8]) -> Vec<u8> {
-    let mut out = seal_head(meta, content);
-    out.extend_from_slice(content);
-    out
-}
-
-/// Reverses [`pack`], with every check.
-pub(crate) fn unpack(bytes: &Bytes) -> Result<Loaded, Damage> {
-    let (head, length) = split_head(bytes)?;
-    checked(head, bytes.slice(length as usize..))
 }
 
 #[cfg(test)]
@@ -259,18 +360,5 @@ mod tests {
         let cut = disk.fork();
         cut.open(&name).unwrap().set_len(length - 1).unwrap();
         assert!(SnapshotStore::open(Arc::new(cut)).is_err());
-    }
-
-    #[test]
-    fn a_packed_snapshot_unpacks_and_damage_is_refused() {
-        let packed = Bytes::from(pack(&meta(3), b"content"));
-        let loaded = unpack(&packed).unwrap();
-        assert_eq!((loaded.meta, &loaded.content[..]), (meta(3), &b"content"[..]));
-        for at in 0..packed.len() {
-            let mut bad = packed.to_vec();
-            bad[at] ^= 1;
-            assert!(unpack(&bad.into()).is_err(), "byte {at}");
-            assert!(unpack(&packed.slice(..at)).is_err(), "cut at {at}");
-        }
     }
 }

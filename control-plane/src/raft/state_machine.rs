@@ -14,8 +14,8 @@ use super::IoMode;
 use super::error::StoreError;
 use super::fatal::Fatal;
 use super::machine::{Capture, Machine};
-use super::snapshots::{Loaded, SnapshotStore};
-use super::types::{Answers, Batch, Entry, LogId, SnapshotBytes, SnapshotMeta, StorageError, StoredMembership, Types};
+use super::snapshots::{Held, Loaded, RECEIVING, SnapshotFile, SnapshotStore};
+use super::types::{Answers, Batch, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, Types};
 
 /// The replicated state and where it stands in the log.
 pub(crate) struct StateMachine<M: Machine> {
@@ -45,17 +45,16 @@ impl<M: Machine> StateMachine<M> {
     ) -> Result<Self, String> {
         let mut this = Self { machine, last: None, membership: StoredMembership::default(), snapshots, applied, fatal, io, built: 0 };
         if let Some(loaded) = newest {
-            this.restore(&loaded.meta, &loaded.content)?;
+            guarded("restore a snapshot", || this.machine.restore(&loaded.content))?;
+            this.restored(&loaded.meta);
         }
         Ok(this)
     }
 
-    fn restore(&mut self, meta: &SnapshotMeta, content: &[u8]) -> Result<(), String> {
-        self.machine.restore(content)?;
+    fn restored(&mut self, meta: &SnapshotMeta) {
         self.last = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.publish();
-        Ok(())
     }
 
     fn publish(&mut self) {
@@ -83,7 +82,11 @@ impl<M: Machine> StateMachine<M> {
                 }
             }
         }
-        let answers: Vec<M::Answer> = commands.into_iter().map(|c| self.machine.apply(id.index, c)).collect();
+        // openraft 0.9.25 does not notice a panic here until the next command, and the proposer would wait in vain.
+        let applied = guarded("apply a command", || Ok(commands.into_iter().map(|c| self.machine.apply(id.index, c)).collect()));
+        let answers: Vec<M::Answer> = applied.map_err(|reason| {
+            self.fail(ErrorSubject::Apply(id), ErrorVerb::Write, format!("log entry {} was not applied: {reason}", id.index))
+        })?;
         Ok(Answers(Some(Box::new(answers))))
     }
 
@@ -91,6 +94,14 @@ impl<M: Machine> StateMachine<M> {
         self.fatal.raise(reason.clone());
         StorageIOError::new(subject, verb, openraft::AnyError::error(reason)).into()
     }
+}
+
+/// Runs the machine's code, turning a panic in it into a reason to stop: the state may be half changed.
+fn guarded<T>(what: &str, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(format!("the state machine panicked while asked to {what}: {}", said.unwrap_or("no message")))
+    })
 }
 
 fn snapshot_error(fatal: &Fatal, verb: ErrorVerb, e: &StoreError) -> StorageError {
@@ -143,32 +154,44 @@ impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
         }
     }
 
-    async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotBytes>, StorageError> {
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotFile>, StorageError> {
         Ok(Box::default())
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Box<SnapshotBytes>) -> Result<(), StorageError> {
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Box<SnapshotFile>) -> Result<(), StorageError> {
         if self.last > meta.last_log_id {
             // Installing it would take back what was applied and answered.
             tracing::warn!(snapshot = %meta, "ignored a snapshot older than the applied state");
             return Ok(());
         }
+        let Some(held) = snapshot.0 else {
+            return Err(self.fail(ErrorSubject::Snapshot(None), ErrorVerb::Read, format!("snapshot {} has no file", meta.snapshot_id)));
+        };
+        let received = held.name() == RECEIVING;
+        let loaded = self.io.run(move || held.load()).await.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Read, &e))?;
         // The machine checks the content first: a snapshot it refuses must not become the one a restart begins with.
-        if let Err(reason) = self.restore(meta, &snapshot.0) {
+        if let Err(reason) = guarded("restore a snapshot", || self.machine.restore(&loaded.content)) {
             let reason = format!("the state refuses snapshot {}: {reason}", meta.snapshot_id);
             return Err(self.fail(ErrorSubject::Snapshot(None), ErrorVerb::Write, reason));
         }
-        let (snapshots, meta) = (self.snapshots.clone(), meta.clone());
-        let saved = self.io.run(move || snapshots.save(&meta, &snapshot.0)).await;
-        saved.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))
+        let (snapshots, copy) = (self.snapshots.clone(), meta.clone());
+        let saved = self.io.run(move || if received { snapshots.adopt(&copy) } else { snapshots.save(&copy, &loaded.content) }).await;
+        saved.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))?;
+        // Readers see it only now: what they saw must not be gone after a restart.
+        self.restored(meta);
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError> {
         let snapshots = self.snapshots.clone();
-        let newest = self.io.run(move || snapshots.load_newest()).await;
+        let newest = self.io.run(move || snapshots.newest()).await;
         let newest = newest.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Read, &e))?;
-        Ok(newest.map(|s| Snapshot { meta: s.meta, snapshot: Box::new(SnapshotBytes(s.content)) }))
+        Ok(newest.map(handle))
     }
+}
+
+fn handle(held: Arc<Held>) -> Snapshot<Types> {
+    Snapshot { meta: held.meta(), snapshot: Box::new(SnapshotFile(Some(held))) }
 }
 
 /// A state captured at one moment, written out while newer entries are applied.
@@ -190,10 +213,12 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
         };
         let (snapshots, meta) = (self.snapshots.clone(), self.meta.clone());
         let built = self.io.run(move || {
-            let content = capture();
-            snapshots.save(&meta, &content).map(|()| content)
+            let content = guarded("write a snapshot", || Ok(capture())).map_err(StoreError::Stopped)?;
+            snapshots.save(&meta, &content)?;
+            snapshots.newest()
         });
-        let content = built.await.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))?;
-        Ok(Snapshot { meta: self.meta.clone(), snapshot: Box::new(SnapshotBytes(content.into())) })
+        let newest = built.await.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))?;
+        // Of what was built only the id matters to openraft; one received meanwhile may be newer.
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: Box::new(SnapshotFile(newest)) })
     }
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use openraft::{RaftMetrics, ServerState};
 use serde::Serialize;
 
+use super::clock::Clock;
+
 /// The part a server plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -48,6 +50,10 @@ pub struct Status {
     pub replicated: BTreeMap<u64, Option<u64>>,
     /// On the leader: milliseconds since a quorum last confirmed it.
     pub quorum_age_ms: Option<u64>,
+    /// The longest silence of a leader, in milliseconds, before this server stands for election; follows `append_p99_ms`.
+    pub election_timeout_ms: u64,
+    /// 99 of 100 recent flushes of this server's log took at most this many milliseconds.
+    pub append_p99_ms: u64,
     /// Milliseconds since each other member last answered this server. Only the leader asks them all.
     pub contact_age_ms: BTreeMap<u64, u64>,
     /// Why this server must stop, if it must.
@@ -55,7 +61,12 @@ pub struct Status {
 }
 
 impl Status {
-    pub(crate) fn new(m: &RaftMetrics<u64, openraft::BasicNode>, contact_age_ms: BTreeMap<u64, u64>, fatal: Option<String>) -> Self {
+    pub(crate) fn new(
+        m: &RaftMetrics<u64, openraft::BasicNode>,
+        contact_age_ms: BTreeMap<u64, u64>,
+        clock: &Clock,
+        fatal: Option<String>,
+    ) -> Self {
         let membership = m.membership_config.membership();
         let role = match m.state {
             ServerState::Learner => Role::Learner,
@@ -64,6 +75,7 @@ impl Status {
             ServerState::Leader => Role::Leader,
             ServerState::Shutdown => Role::Stopped,
         };
+        let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let index = |id: &openraft::LogId<u64>| id.index;
         Self {
             node_id: m.id,
@@ -78,6 +90,8 @@ impl Status {
             members: membership.nodes().map(|(id, n)| (*id, n.addr.clone())).collect(),
             replicated: m.replication.iter().flatten().map(|(id, at)| (*id, at.as_ref().map(index))).collect(),
             quorum_age_ms: m.millis_since_quorum_ack,
+            election_timeout_ms: ms(clock.timeout_max()),
+            append_p99_ms: ms(clock.latency.p99()),
             contact_age_ms,
             fatal,
         }

@@ -9,6 +9,7 @@ use openraft::BasicNode;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::runtime::Runtime;
+use super::snapshots::SnapshotFile;
 
 openraft::declare_raft_types!(
     /// Our instance of openraft. It does not depend on the [`Machine`](super::Machine): commands travel encoded.
@@ -18,7 +19,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = BasicNode,
         Entry = openraft::Entry<Types>,
-        SnapshotData = SnapshotBytes,
+        SnapshotData = SnapshotFile,
         AsyncRuntime = Runtime
 );
 
@@ -88,7 +89,3 @@ impl<'de> Deserialize<'de> for Answers {
         Err(serde::de::Error::custom("answers do not leave the process"))
     }
 }
-
-/// A whole snapshot in memory. Streaming it from and to its file is the transport's next step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SnapshotBytes(pub Bytes);

@@ -25,7 +25,9 @@ use super::{PeerIdentity, Role, Roots, TlsError, client_builder, provider};
 
 /// The servers that are members, by the keys on record for them.
 ///
-/// Asked in every handshake and for every request, so an answer must cost no more than a look into a map.
+/// Asked in every handshake and for every request, so an answer must cost no more than a look into a map. A server that
+/// has just joined, or not yet replayed its log, must know the members from elsewhere: who is not known is refused, also
+/// the leader that would bring the state.
 pub trait PinnedKeys: Debug + Send + Sync + 'static {
     /// SHA-256 of the public key (SubjectPublicKeyInfo, DER) of server `server`; `None` when it is no member.
     fn key_of(&self, server: u64) -> Option<[u8; 32]>;

@@ -43,3 +43,25 @@ fn store<T: AsRef<[u8]>>(certificates: &[T]) -> Result<Arc<RootCertStore>, TlsEr
     }
     Ok(Arc::new(roots))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_set_of_authorities_changes_nothing() {
+        let certificate = |name: &str| {
+            let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+            rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap().der().to_vec()
+        };
+        let roots = Roots::new(&[certificate("a"), certificate("b")]).unwrap();
+        assert_eq!(roots.current().len(), 2);
+        assert!(roots.replace::<Vec<u8>>(&[]).is_err());
+        assert!(roots.replace(&[b"junk".to_vec()]).is_err());
+        assert!(roots.replace(&vec![certificate("c"); ROOTS_MAX + 1]).is_err());
+        assert_eq!(roots.current().len(), 2);
+        roots.replace(&[certificate("d")]).unwrap();
+        assert_eq!(roots.current().len(), 1);
+    }
+}

@@ -90,7 +90,7 @@ pub enum Command {
         statuses: Vec<AllocStatus>,
         gone: Vec<AllocId>,
     },
-    /// Uses a token once and admits a server; its id is given here. Without a token: the founder, and only it.
+    /// Uses a token once and admits a server; its id is given here. Without a token: the only server.
     AdmitServer {
         token: Option<TokenId>,
         server: ServerFacts,

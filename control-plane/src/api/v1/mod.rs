@@ -6,6 +6,7 @@ pub(crate) mod cluster;
 pub(crate) mod deploy;
 pub(crate) mod deployments;
 pub(crate) mod events;
+pub(crate) mod export;
 pub(crate) mod nodes;
 pub(crate) mod system;
 pub(crate) mod tokens;

@@ -96,6 +96,21 @@ async fn a_killed_server_is_reached_again_soon_after_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_fell_silent_is_dialled_anew_long_before_it_times_out() {
+    let world = World::new();
+    let (two, one) = (world.start(2, Arc::new(Echo::default())), world.caller(1));
+    let peer = two.peer();
+    until_answered(&one, &peer).await;
+    let (settings, addr) = two.kill();
+    let server = PeerServer::new(&settings, Arc::new(Echo::default()), None);
+    let _two = Listening::serve_with(settings, server, Some(addr), &[99; 32]);
+    let up = Instant::now();
+    until_answered(&one, &peer).await;
+    println!("noticed the silence and reached it after {:?}", up.elapsed());
+    assert!(up.elapsed() < Duration::from_secs(2), "that is the idle timeout at work");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_waits_for_a_server_that_is_about_to_start() {
     let world = World::new();
     let (settings, addr) = world.start(2, Arc::new(Echo::default())).kill();
@@ -140,17 +155,22 @@ async fn after_the_end_calls_fail_at_once() {
     assert!(two.server.close(TTL).await);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn parts_of_a_snapshot_do_not_hold_up_appends() {
+/// Sends 32 MiB in parts, `at_once` of them side by side, and appends beside them: how long all took, and each append.
+async fn appends_beside_a_snapshot(at_once: usize) -> (Duration, Vec<Duration>) {
     let world = World::new();
     let (two, one) = (world.start(2, Arc::new(Echo::default())), world.caller(1));
     append(&one, &two.peer(), "warm").await.unwrap();
     let part = Bytes::from(vec![7u8; 4 << 20]);
     let started = Instant::now();
-    let parts: Calls = (0..8)
+    let parts: Vec<_> = (0..at_once)
         .map(|_| {
             let (one, peer, part) = (one.clone(), two.peer(), part.clone());
-            tokio::spawn(async move { one.call(peer, PeerRpc::Snapshot, part, Duration::from_secs(60)).await })
+            tokio::spawn(async move {
+                for _ in 0..8 / at_once {
+                    let answer = one.call(peer.clone(), PeerRpc::Snapshot, part.clone(), Duration::from_secs(60)).await;
+                    assert_eq!(answer.unwrap().len(), 4 << 20);
+                }
+            })
         })
         .collect();
     let mut waits = Vec::new();
@@ -158,19 +178,23 @@ async fn parts_of_a_snapshot_do_not_hold_up_appends() {
         let at = Instant::now();
         append(&one, &two.peer(), "beat").await.unwrap();
         waits.push(at.elapsed());
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await; // the pace of the appends
     }
     for part in parts {
-        assert_eq!(part.await.unwrap().unwrap().len(), 4 << 20);
+        part.await.unwrap();
     }
     let all = started.elapsed();
     waits.sort();
-    println!(
-        "32 MiB there and back in {all:?}; {} appends beside it: median {:?}, worst {:?}",
-        waits.len(),
-        waits[waits.len() / 2],
-        waits[waits.len() - 1]
-    );
-    assert!(waits.len() > 3, "no append was answered while the snapshot was under way ({all:?})");
-    assert!(waits[waits.len() / 2] < all / 4, "appends wait for the snapshot: {waits:?} of {all:?}");
+    let (count, median, worst) = (waits.len(), waits[waits.len() / 2], waits[waits.len() - 1]);
+    println!("32 MiB there and back, {at_once} parts at once, in {all:?}; {count} appends beside it: median {median:?}, worst {worst:?}");
+    (all, waits)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_of_a_snapshot_do_not_hold_up_appends() {
+    for at_once in [1, 8] {
+        let (all, waits) = appends_beside_a_snapshot(at_once).await;
+        assert!(waits.len() > 3, "no append was answered while the snapshot was under way ({all:?})");
+        assert!(waits[waits.len() / 2] < all / 4, "appends wait for the snapshot: {waits:?} of {all:?}");
+    }
 }

@@ -4,6 +4,7 @@
 
 mod certificates;
 mod cluster;
+mod gateway;
 mod hostile;
 mod links;
 
@@ -139,6 +140,12 @@ impl Listening {
     }
 
     fn serve(settings: PeerSettings, server: PeerServer, at: Option<SocketAddr>) -> Self {
+        let secret = [settings.server as u8; 32];
+        Self::serve_with(settings, server, at, &secret)
+    }
+
+    /// `secret`: with another one than before, those who were connected are not told that they were forgotten.
+    fn serve_with(settings: PeerSettings, server: PeerServer, at: Option<SocketAddr>, secret: &[u8; 32]) -> Self {
         // The certificate is for both ends; its other half is behind the trait.
         let certificate = Shown(settings.certificate.resolve(&[], &[]).unwrap());
         let alpn = [ALPN_AGENT, ALPN_RAFT];
@@ -149,7 +156,7 @@ impl Listening {
         let deadline = Instant::now() + Duration::from_secs(10);
         let endpoint = loop {
             let _inside = runtime.enter();
-            match Endpoint::server(config.clone(), at) {
+            match transport::server_endpoint(config.clone(), at, secret) {
                 Ok(endpoint) => break endpoint,
                 // The one before has ended, but its socket is closed by another thread.
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),

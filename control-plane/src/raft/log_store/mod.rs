@@ -10,13 +10,14 @@
 //! - **G2**: [`purge`](LogStore::purge) waits for a durable snapshot that covers what is purged; a crash in between would
 //!   leave neither the entries nor the state they led to.
 
+mod compaction;
 mod tables;
 mod tail;
 mod writer;
 
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
@@ -28,10 +29,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::tail::Tail;
 use self::writer::{Done, Op, Writer};
 use super::IoMode;
+use super::clock::Latency;
 use super::error::{StoreError, chain, invalid};
 use super::fatal::Fatal;
 use super::runtime::Runtime;
 use super::types::{Entry, LogId, StorageError, Types, Vote};
+
+pub(crate) use self::tables::Offline;
 
 /// Most bytes of entries read for one message to a peer; at least one entry is always read.
 const READ_BYTES: usize = 2 << 20;
@@ -53,9 +57,29 @@ pub(crate) struct Shared {
     db: RwLock<Option<Database>>,
     view: Mutex<View>,
     fatal: Fatal,
+    /// How long the flushes take; election timers follow it.
+    flushes: Arc<Latency>,
     /// Whether an append must directly follow the last entry. Always, except in openraft's suite, whose cases append
     /// out of order.
     strict: AtomicBool,
+    /// Operations openraft waits for.
+    busy: AtomicUsize,
+}
+
+/// Counts one operation as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Shared {
@@ -67,7 +91,11 @@ impl Shared {
         let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
         // redb writes its allocator state when it closes, which spares the next start a repair. On a failing disk that
         // fails too, and the next start repairs.
-        if let Some(Err(e)) = db.map(Database::close) {
+        let closed = tables::without_panic(|| match db.map(Database::close) {
+            Some(Err(e)) => Err(StoreError::redb("close", tables::FILE, e)),
+            _ => Ok(()),
+        });
+        if let Err(e) = closed {
             tracing::warn!(error = %chain(&e), "failed to close the raft log cleanly");
         }
     }
@@ -108,6 +136,18 @@ impl Shared {
 /// Reads the log; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct LogReader(Arc<Shared>);
+
+impl LogReader {
+    /// Entries of `from..=upto` that are still there, in order, about `max_bytes` of them and at least one.
+    pub(crate) fn read(&self, from: u64, upto: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        self.0.read(from..=upto, max_bytes)
+    }
+
+    /// The last durable entry, purged or not.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        self.0.view().last
+    }
+}
 
 /// openraft's log store. There is one per node; the readers are clones of [`LogReader`].
 pub(crate) struct LogStore {
@@ -157,11 +197,31 @@ impl LogStore {
         fatal: Fatal,
         io: IoMode,
     ) -> Result<(Self, WriterHandle), StoreError> {
-        let (db, opened) = io.run(move || tables::open(&*disk, node)).await?;
+        Self::open_with(disk, node, gate, fatal, io, None).await
+    }
+
+    /// [`open`](Self::open), compacting after every purge in steps of `forced` bytes, whatever the size: for tests.
+    async fn open_with(
+        disk: Arc<dyn Disk>,
+        node: u64,
+        gate: SnapshotGate,
+        fatal: Fatal,
+        io: IoMode,
+        forced: Option<usize>,
+    ) -> Result<(Self, WriterHandle), StoreError> {
+        let opening = disk.clone();
+        let (db, opened) = io.run(move || tables::open(&*opening, node)).await?;
         let view = View { vote: opened.vote, purged: opened.purged, last: opened.last, tail: Tail::default() };
-        let shared = Arc::new(Shared { db: RwLock::new(Some(db)), view: Mutex::new(view), fatal, strict: AtomicBool::new(true) });
+        let shared = Arc::new(Shared {
+            db: RwLock::new(Some(db)),
+            view: Mutex::new(view),
+            fatal,
+            flushes: Arc::default(),
+            strict: AtomicBool::new(true),
+            busy: AtomicUsize::new(0),
+        });
         let (queue, waiting) = mpsc::channel(writer::QUEUE);
-        let writer = Writer::new(shared.clone(), opened.oldest);
+        let writer = Writer::new(shared.clone(), disk, opened.oldest, opened.live, forced);
         let mut handle = WriterHandle { queue: queue.clone(), thread: None, task: None };
         match io {
             IoMode::Threads => {
@@ -175,7 +235,18 @@ impl LogStore {
 
     #[cfg(test)]
     pub(crate) fn accept_any_order(&self) {
-        self.shared.strict.store(false, std::sync::atomic::Ordering::Relaxed);
+        self.shared.strict.store(false, Ordering::Relaxed);
+    }
+
+    /// Tells whether openraft waits for this store at the moment.
+    pub(crate) fn busy(&self) -> impl Fn() -> bool + Send + Sync + 'static {
+        let shared = Arc::downgrade(&self.shared);
+        move || shared.upgrade().is_some_and(|s| s.busy.load(Ordering::Relaxed) > 0)
+    }
+
+    /// How long its flushes take.
+    pub(crate) fn flushes(&self) -> Arc<Latency> {
+        self.shared.flushes.clone()
     }
 
     /// Last purged log id and last log id.
@@ -184,7 +255,13 @@ impl LogStore {
         (view.purged, view.last)
     }
 
+    /// A reader that outlives the store's move into openraft.
+    pub(crate) fn reader(&self) -> LogReader {
+        LogReader(self.shared.clone())
+    }
+
     async fn perform(&self, op: impl FnOnce(Done) -> Op) -> Result<(), StoreError> {
+        let _busy = Counted::new(&self.shared.busy);
         let (done, answer) = oneshot::channel();
         let stopped = || StoreError::Stopped(self.shared.fatal.get().unwrap_or_else(|| "the writer has ended".to_owned()));
         self.queue.send(op(done)).await.map_err(|_| stopped())?;
@@ -193,6 +270,7 @@ impl LogStore {
 
     /// G2: waits until a snapshot that covers `index` is durable.
     async fn snapshot_covers(&self, index: u64) -> Result<(), StoreError> {
+        let _busy = Counted::new(&self.shared.busy);
         let mut gate = self.gate.clone();
         tokio::select! {
             covered = gate.wait_for(|durable| durable.is_some_and(|d| d >= index)) => {

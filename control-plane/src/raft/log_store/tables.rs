@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 use optimus_common::disk::Disk;
 use optimus_host::disk::RedbFile;
-use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::raft::error::StoreError;
 use crate::raft::record::{self, Damage, Kind};
@@ -21,6 +21,8 @@ use crate::raft::types::{Entry, LogId, Vote};
 pub(crate) const FILE: &str = "raft.redb";
 /// Its name while it is being made.
 const NEW: &str = "raft.redb.tmp";
+/// Its successor while it is being compacted.
+pub(crate) const COMPACTING: &str = "raft.redb.compact";
 pub(crate) const LOG: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("log");
 pub(crate) const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 pub(crate) const VOTE: &str = "vote";
@@ -30,10 +32,6 @@ pub(crate) const OWNER: &str = "owner";
 
 /// redb's page cache. Its default of 1 GiB is more than the whole server may use.
 const CACHE_BYTES: usize = 16 << 20;
-/// A file below this size is never worth compacting.
-const COMPACT_ABOVE: u64 = 32 << 20;
-/// A file this many times larger than what it stores is compacted.
-const COMPACT_RATIO: u64 = 4;
 
 /// What the file held when it was opened.
 #[derive(Debug, Default)]
@@ -44,6 +42,8 @@ pub(crate) struct Opened {
     pub last: Option<LogId>,
     /// First index still in the file, purged or not.
     pub oldest: Option<u64>,
+    /// Size of all entries in the file, purged ones that wait to be deleted included.
+    pub live: u64,
 }
 
 /// Opens or creates the file, checks every page and every record, and claims it for `node`.
@@ -54,17 +54,75 @@ pub(crate) fn open(disk: &dyn Disk, node: u64) -> Result<(Database, Opened), Sto
         if !disk.exists(FILE).map_err(|e| StoreError::io("look for", FILE, e))? {
             create(disk, node)?;
         }
-        let mut db = database(disk, FILE)?;
-        claim(&db, node)?;
-        if wants_compaction(&db, disk)? {
-            db.compact().map_err(|e| StoreError::redb("compact", FILE, e))?;
+        remove_if_there(disk, COMPACTING)?;
+        // redb would make an empty database of an empty file, without the vote this server gave.
+        if disk.open(FILE).and_then(|f| f.len()).map_err(|e| StoreError::io("measure", FILE, e))? == 0 {
+            return Err(StoreError::damaged(FILE, "(pages)", "(all)", Damage::Short(0)));
         }
+        let db = database(disk, FILE)?;
+        belongs_to(&db, node)?;
         let opened = check(&db)?;
         Ok((db, opened))
     })
 }
 
-fn database(disk: &dyn Disk, name: &str) -> Result<Database, StoreError> {
+/// The file while no server runs on it: for restore and recover.
+pub(crate) struct Offline {
+    db: Database,
+    pub opened: Opened,
+    /// The server it belongs to.
+    pub owner: u64,
+}
+
+impl Offline {
+    /// Whether there is a file.
+    pub(crate) fn exists(disk: &dyn Disk) -> Result<bool, StoreError> {
+        disk.exists(FILE).map_err(|e| StoreError::io("look for", FILE, e))
+    }
+
+    /// Opens an existing file and checks every page and record.
+    pub(crate) fn open(disk: &dyn Disk) -> Result<Self, StoreError> {
+        if !Self::exists(disk)? {
+            return Err(StoreError::Missing { file: FILE.to_owned() });
+        }
+        without_panic(|| {
+            let db = database(disk, FILE)?;
+            let owner = {
+                let read = db.begin_read().map_err(|e| StoreError::redb("read", FILE, e))?;
+                let meta = read.open_table(META).map_err(|e| StoreError::redb("read", FILE, e))?;
+                let nobody = || StoreError::damaged(FILE, "meta", OWNER, Damage::Content("the record is missing".to_owned()));
+                read_meta::<OwnerV1>(&meta, Kind::Owner, OWNER)?.ok_or_else(nobody)?.node
+            };
+            let opened = check(&db)?;
+            Ok(Self { db, opened, owner })
+        })
+    }
+
+    /// Entries of `range` in order, about `max_bytes` of them and at least one.
+    pub(crate) fn read(&self, range: RangeInclusive<u64>, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        without_panic(|| read(&self.db, range, max_bytes))
+    }
+
+    /// Makes the file of server `node` whose log was purged up to `at`, in one step.
+    pub(crate) fn create(disk: &dyn Disk, node: u64, vote: Vote, at: LogId) -> Result<(), StoreError> {
+        without_panic(|| {
+            build(disk, node, |db| {
+                let fail = |e: redb::Error| StoreError::redb("initialise", NEW, e);
+                let write = db.begin_write().map_err(|e| fail(e.into()))?;
+                {
+                    let mut meta = write.open_table(META).map_err(|e| fail(e.into()))?;
+                    let (vote, at) = (VoteV1::from(vote), LogIdV1::from(at));
+                    meta.insert(VOTE, encode(Kind::Vote, 0, &vote).as_slice()).map_err(|e| fail(e.into()))?;
+                    meta.insert(PURGED, encode(Kind::PurgeMark, 0, &at).as_slice()).map_err(|e| fail(e.into()))?;
+                    meta.insert(COMMITTED, encode(Kind::Committed, 0, &at).as_slice()).map_err(|e| fail(e.into()))?;
+                }
+                write.commit().map_err(|e| fail(e.into()))
+            })
+        })
+    }
+}
+
+pub(crate) fn database(disk: &dyn Disk, name: &str) -> Result<Database, StoreError> {
     let file = disk.open(name).map_err(|e| StoreError::io("open", name, e))?;
     let mut builder = redb::Builder::new();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
@@ -78,11 +136,14 @@ fn create(disk: &dyn Disk, node: u64) -> Result<(), StoreError> {
     if names.iter().any(|n| snapshots::is_finished(n)) {
         return Err(StoreError::Missing { file: FILE.to_owned() });
     }
-    if names.iter().any(|n| n == NEW) {
-        disk.remove(NEW).map_err(|e| StoreError::io("remove", NEW, e))?;
-    }
+    build(disk, node, |_| Ok(()))
+}
+
+fn build(disk: &dyn Disk, node: u64, fill: impl FnOnce(&Database) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    remove_if_there(disk, NEW)?;
     let db = database(disk, NEW)?;
     claim(&db, node)?;
+    fill(&db)?;
     db.close().map_err(|e| StoreError::redb("close", NEW, e))?;
     disk.open(NEW).and_then(|f| f.sync_data()).map_err(|e| StoreError::io("flush", NEW, e))?;
     disk.rename(NEW, FILE).map_err(|e| StoreError::io("rename", NEW, e))?;
@@ -98,37 +159,38 @@ pub(crate) fn without_panic<T>(work: impl FnOnce() -> Result<T, StoreError>) -> 
     })
 }
 
+pub(crate) fn remove_if_there(disk: &dyn Disk, name: &str) -> Result<(), StoreError> {
+    let removed = disk.exists(name).and_then(|there| if there { disk.remove(name) } else { Ok(()) });
+    removed.map_err(|e| StoreError::io("remove", name, e))
+}
+
+/// Writes into a new file whose it is.
 fn claim(db: &Database, node: u64) -> Result<(), StoreError> {
-    let fail = |e: redb::Error| StoreError::redb("initialise", FILE, e);
+    let fail = |e: redb::Error| StoreError::redb("initialise", NEW, e);
     let write = db.begin_write().map_err(|e| fail(e.into()))?;
     {
         write.open_table(LOG).map_err(|e| fail(e.into()))?;
         let mut meta = write.open_table(META).map_err(|e| fail(e.into()))?;
-        let held: Option<OwnerV1> = read_meta(&meta, Kind::Owner, OWNER)?;
-        match held {
-            Some(owner) if owner.node != node => {
-                return Err(StoreError::WrongOwner { file: FILE.to_owned(), owner: owner.node, asked: node });
-            }
-            Some(_) => return Ok(()), // dropping the transaction undoes it
-            None => {
-                let owner = encode(Kind::Owner, 0, &OwnerV1 { node });
-                meta.insert(OWNER, owner.as_slice()).map_err(|e| fail(e.into()))?;
-            }
-        }
+        let owner = encode(Kind::Owner, 0, &OwnerV1 { node });
+        meta.insert(OWNER, owner.as_slice()).map_err(|e| fail(e.into()))?;
     }
     write.commit().map_err(|e| fail(e.into()))
 }
 
-/// Whether the file is much larger than what it stores.
-pub(crate) fn wants_compaction(db: &Database, disk: &dyn Disk) -> Result<bool, StoreError> {
-    let size = disk.open(FILE).and_then(|f| f.len()).map_err(|e| StoreError::io("measure", FILE, e))?;
-    if size < COMPACT_ABOVE {
-        return Ok(false);
-    }
+/// Refuses a file of another server, and one that has lost its tables or its owner: it was whole when it got its name.
+fn belongs_to(db: &Database, node: u64) -> Result<(), StoreError> {
+    let fail = |e: redb::TableError| match e {
+        redb::TableError::Storage(e) => StoreError::redb("read", FILE, e),
+        e => StoreError::damaged(FILE, "(tables)", "(all)", Damage::Content(e.to_string())),
+    };
     let read = db.begin_read().map_err(|e| StoreError::redb("read", FILE, e))?;
-    let log = read.open_table(LOG).map_err(|e| StoreError::redb("read", FILE, e))?;
-    let stats = log.stats().map_err(|e| StoreError::redb("read", FILE, e))?;
-    Ok(size / COMPACT_RATIO > stats.stored_bytes() + stats.metadata_bytes())
+    read.open_table(LOG).map_err(fail)?;
+    let meta = read.open_table(META).map_err(fail)?;
+    match read_meta::<OwnerV1>(&meta, Kind::Owner, OWNER)? {
+        Some(owner) if owner.node == node => Ok(()),
+        Some(owner) => Err(StoreError::WrongOwner { file: FILE.to_owned(), owner: owner.node, asked: node }),
+        None => Err(StoreError::damaged(FILE, "meta", OWNER, Damage::Content("it is missing".to_owned()))),
+    }
 }
 
 /// Reads the state and visits every entry: damage is found now, not in the middle of an election.
@@ -142,6 +204,7 @@ fn check(db: &Database) -> Result<Opened, StoreError> {
         vote: read_meta::<VoteV1>(&meta, Kind::Vote, VOTE)?.map(Vote::from),
         committed: read_meta(&meta, Kind::Committed, COMMITTED)?.map(id),
         last: purged,
+        live: 0,
         oldest: log.first().map_err(|e| StoreError::redb("read", FILE, e))?.map(|(k, _)| k.value()),
         purged,
     };
@@ -149,6 +212,7 @@ fn check(db: &Database) -> Result<Opened, StoreError> {
     for item in log.iter().map_err(|e| StoreError::redb("read", FILE, e))? {
         let (key, value) = item.map_err(|e| StoreError::redb("read", FILE, e))?;
         let index = key.value();
+        opened.live += value.value().len() as u64;
         if purged.is_some_and(|p| index <= p.index) {
             continue; // logically gone, waiting to be deleted
         }

@@ -8,12 +8,15 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use optimus_common::disk::Disk;
 use optimus_host::failpoint;
 use redb::{Database, ReadableTable, Table, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
+use super::compaction::{Compactor, Stepped};
 use super::tables::{self, COMMITTED, FILE, LOG, META, PURGED, VOTE};
+use crate::raft::election::Now;
 use crate::raft::error::{StoreError, chain};
 use crate::raft::record::{Damage, Kind};
 use crate::raft::stored::{EntryV1, LogIdV1, VoteV1, encode};
@@ -50,22 +53,30 @@ impl Op {
 
 pub(crate) struct Writer {
     shared: Arc<Shared>,
+    disk: Arc<dyn Disk>,
     /// First index that is purged but still in the file.
     stale_from: Option<u64>,
+    /// Size of all entries in the file.
+    live: u64,
     /// Newest commit mark not written yet.
     committed: Option<LogId>,
+    compactor: Compactor,
+    /// Whether threads of our own may be started.
+    threads: bool,
+    closing: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, oldest: Option<u64>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, oldest: Option<u64>, live: u64, forced: Option<usize>) -> Self {
         let purged = shared.view().purged;
         let stale_from = oldest.filter(|o| purged.is_some_and(|p| *o <= p.index));
-        Self { shared, stale_from, committed: None }
+        Self { shared, disk, stale_from, live, committed: None, compactor: Compactor::new(forced), threads: false, closing: None }
     }
 
     /// The loop of the writer thread.
     pub(crate) fn run_blocking(mut self, mut queue: mpsc::Receiver<Op>) {
         let mut group = Vec::with_capacity(GROUP);
+        self.threads = true;
         loop {
             match queue.try_recv() {
                 Ok(op) => group.push(op),
@@ -86,7 +97,9 @@ impl Writer {
             if self.process(&mut group) {
                 break;
             }
+            self.compact();
         }
+        self.join_closing();
         self.shared.close();
     }
 
@@ -101,18 +114,71 @@ impl Writer {
             if queue.recv_many(&mut group, GROUP).await == 0 || self.process(&mut group) {
                 break;
             }
+            // As with a thread of its own, an answer arrives before what is done next.
+            tokio::task::yield_now().await;
+            self.compact();
         }
         self.shared.close();
     }
 
-    /// Work for a moment without requests: deletes a slice of purged entries. Returns whether it did anything.
+    /// Work for a moment without requests: deletes a slice of purged entries, or compacts a little. Returns whether it
+    /// did anything.
     fn tidy(&mut self) -> bool {
         if self.stale_from.is_none() || self.shared.fatal.get().is_some() {
-            return false;
+            return self.compact();
         }
         let mut nothing = Vec::new();
         self.process(&mut nothing);
         true
+    }
+
+    /// A step of a compaction, if there is anything to compact. Returns whether there was.
+    fn compact(&mut self) -> bool {
+        // What waits to be deleted goes first: it need not be copied.
+        if self.stale_from.is_some() || self.shared.fatal.get().is_some() || !self.shared.strict.load(Ordering::Relaxed) {
+            return false;
+        }
+        let stepped = tables::without_panic(|| {
+            let shared = self.shared.clone();
+            let purged = shared.view().purged.map(|p| p.index);
+            let stepped = {
+                let db = shared.db.read().unwrap_or_else(PoisonError::into_inner);
+                let Some(db) = db.as_ref() else { return Ok(false) };
+                self.compactor.step(&*self.disk, db, self.live, purged)?
+            };
+            match stepped {
+                Stepped::Idle => Ok(false),
+                Stepped::More => Ok(true),
+                Stepped::Replaced(db) => {
+                    let old = shared.db.write().unwrap_or_else(PoisonError::into_inner).replace(db);
+                    self.let_go(old)?;
+                    Ok(true)
+                }
+            }
+        });
+        stepped.unwrap_or_else(|e| {
+            self.shared.fatal.raise(chain(&e));
+            false
+        })
+    }
+
+    /// Closes the file that was replaced. redb tidies it up although it has no name any more, and the file system frees
+    /// its blocks; with a large file no write should wait for that.
+    fn let_go(&mut self, old: Option<Database>) -> Result<(), StoreError> {
+        self.join_closing();
+        if !self.threads {
+            drop(old);
+            return Ok(());
+        }
+        let closing = std::thread::Builder::new().name("raft-log-close".to_owned()).spawn(move || drop(old));
+        self.closing = Some(closing.map_err(|e| StoreError::io("start the thread that closes", FILE, e))?);
+        Ok(())
+    }
+
+    fn join_closing(&mut self) {
+        if let Some(Err(_)) = self.closing.take().map(std::thread::JoinHandle::join) {
+            tracing::warn!("closing the replaced raft log panicked; it is gone all the same");
+        }
     }
 
     /// Performs a group with one flush and answers it. Returns whether to stop.
@@ -148,29 +214,39 @@ impl Writer {
         let db = shared.db.read().unwrap_or_else(PoisonError::into_inner);
         let db: &Database = db.as_ref().ok_or_else(|| StoreError::Stopped("the store is closed".to_owned()))?;
         let write = db.begin_write().map_err(|e| StoreError::redb("write", FILE, e))?;
-        let mut step = Step::new(&shared);
-        let before = step.purged;
+        let mut step = Step::new(&shared, self.live);
         self.fill(&write, group, &mut step)?;
-        let (votes, purges) =
-            (group.iter().any(|op| matches!(op, Op::Vote(..))), step.purged != before || step.stale_from != self.stale_from);
+        let purges = step.stale_from != self.stale_from || step.purged != shared.view().purged;
+        let votes = group.iter().any(|op| matches!(op, Op::Vote(..)));
         for (here, point) in [(true, "log.before_sync"), (votes, "vote.before_sync"), (purges, "purge.before_sync")] {
             if here {
                 failpoint::fails(point).map_err(|e| StoreError::io("flush", FILE, e))?;
             }
         }
+        let started = Now::now();
         write.commit().map_err(|e| StoreError::redb("flush", FILE, e))?;
+        shared.flushes.record(Now::now() - started);
         for (here, point) in [(true, "log.after_sync"), (votes, "vote.after_sync"), (purges, "purge.after_sync")] {
             if here {
                 failpoint::hit(point);
             }
         }
+        if self.stale_from.is_some() && step.stale_from.is_none() || step.purged != shared.view().purged {
+            self.compactor.deleted();
+        }
         self.stale_from = step.stale_from;
+        self.live = step.live;
         self.committed = None;
         let mut view = shared.view();
         view.vote = step.vote;
         view.purged = step.purged;
         view.last = step.last;
         for change in step.tail {
+            match &change {
+                TailChange::Append(new) => self.compactor.appended(new.iter().map(|(_, bytes)| bytes).sum()),
+                TailChange::Truncate(from) => self.compactor.truncated(*from),
+                TailChange::Purge(_) => {}
+            }
             view.tail.apply(change);
         }
         Ok(())
@@ -218,6 +294,7 @@ struct Step {
     purged: Option<LogId>,
     last: Option<LogId>,
     stale_from: Option<u64>,
+    live: u64,
     tail: Vec<TailChange>,
     strict: bool,
 }
@@ -230,10 +307,10 @@ pub(crate) enum TailChange {
 }
 
 impl Step {
-    fn new(shared: &Shared) -> Self {
+    fn new(shared: &Shared, live: u64) -> Self {
         let strict = shared.strict.load(Ordering::Relaxed);
         let view = shared.view();
-        Self { vote: view.vote, purged: view.purged, last: view.last, stale_from: None, tail: Vec::new(), strict }
+        Self { vote: view.vote, purged: view.purged, last: view.last, stale_from: None, live, tail: Vec::new(), strict }
     }
 }
 
@@ -250,7 +327,8 @@ fn append(log: &mut Table<'_, u64, &'static [u8]>, entries: &[Entry], step: &mut
             return Err(StoreError::damaged(FILE, "log", index, hole));
         }
         let bytes = encode(Kind::Entry, index, &EntryV1::from(entry));
-        log.insert(index, bytes.as_slice()).map_err(|e| StoreError::redb("append to", FILE, e))?;
+        let replaced = log.insert(index, bytes.as_slice()).map_err(|e| StoreError::redb("append to", FILE, e))?;
+        step.live = (step.live + bytes.len() as u64).saturating_sub(replaced.map_or(0, |old| old.value().len() as u64));
         if step.last.is_none_or(|last| last.index < index) {
             step.last = Some(entry.log_id);
         }
@@ -263,7 +341,8 @@ fn append(log: &mut Table<'_, u64, &'static [u8]>, entries: &[Entry], step: &mut
 fn truncate(log: &mut Table<'_, u64, &'static [u8]>, from: u64, step: &mut Step) -> Result<(), StoreError> {
     let fail = |e: redb::Error| StoreError::redb("truncate", FILE, e);
     let from = from.max(step.purged.map_or(0, |p| p.index + 1));
-    log.retain_in(from.., |_, _| false).map_err(|e| fail(e.into()))?;
+    let live = &mut step.live;
+    log.retain_in(from.., |_, value| forget(live, value)).map_err(|e| fail(e.into()))?;
     step.tail.push(TailChange::Truncate(from));
     let held = log.last().map_err(|e| fail(e.into()))?;
     step.last = match held {
@@ -277,10 +356,17 @@ fn truncate(log: &mut Table<'_, u64, &'static [u8]>, from: u64, step: &mut Step)
     Ok(())
 }
 
+/// Takes a deleted value off the account; `false` says to delete it.
+fn forget(live: &mut u64, value: &[u8]) -> bool {
+    *live = live.saturating_sub(value.len() as u64);
+    false
+}
+
 fn delete_stale(log: &mut Table<'_, u64, &'static [u8]>, step: &mut Step) -> Result<(), StoreError> {
     let (Some(from), Some(purged)) = (step.stale_from, step.purged) else { return Ok(()) };
     let upto = purged.index.min(from.saturating_add(PURGE_SLICE - 1));
-    log.retain_in(from..=upto, |_, _| false).map_err(|e| StoreError::redb("purge", FILE, e))?;
+    let live = &mut step.live;
+    log.retain_in(from..=upto, |_, value| forget(live, value)).map_err(|e| StoreError::redb("purge", FILE, e))?;
     step.stale_from = (upto < purged.index).then_some(upto + 1);
     Ok(())
 }

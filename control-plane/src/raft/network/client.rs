@@ -11,22 +11,32 @@ use openraft::raft::{AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteR
 use openraft::storage::Snapshot;
 use openraft::{AsyncRuntime, BasicNode, OptionalSend};
 
+use super::super::IoMode;
+use super::super::clock::Clock;
+use super::super::fatal::Fatal as Signal;
 use super::super::runtime::Runtime;
 use super::super::types::{AppendRequest, Types, Vote};
 use super::wire::{Reply, Request};
-use super::{Peer, PeerError, PeerRpc, PeerTransport, check_append};
+use super::{Pace, Peer, PeerError, PeerRpc, PeerTransport, check_append};
 
-/// Pause before a peer that could not be reached is tried again.
-const RETRY: Duration = Duration::from_millis(100);
+/// Pause before a peer that could not be reached is tried again. Short: it is also how long a peer that is back, or whose
+/// message was lost, waits for its next heartbeat.
+pub(super) const RETRY: Duration = Duration::from_millis(50);
 
 type CallError = RPCError<u64, BasicNode, RaftError<u64>>;
 
 /// Makes a client for each peer.
 pub(crate) struct PeerNetwork {
     pub transport: Arc<dyn PeerTransport>,
-    /// Longest transfer of one snapshot.
+    /// Longest time without progress in sending a snapshot.
     pub snapshot_ttl: Duration,
+    /// Says how long an append or a vote may take.
+    pub clock: Arc<Clock>,
     pub contacts: Contacts,
+    /// Shared by all peers: how fast snapshots leave this server.
+    pub pace: Arc<Pace>,
+    pub io: IoMode,
+    pub fatal: Signal,
 }
 
 type Instant = <Runtime as AsyncRuntime>::Instant;
@@ -53,19 +63,25 @@ impl RaftNetworkFactory<Types> for PeerNetwork {
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> PeerClient {
         let peer = Peer { id: target, addr: node.addr.clone() };
-        PeerClient { transport: self.transport.clone(), peer, snapshot_ttl: self.snapshot_ttl, contacts: self.contacts.clone() }
+        let (transport, pace, fatal) = (self.transport.clone(), self.pace.clone(), self.fatal.clone());
+        let (snapshot_ttl, clock, contacts) = (self.snapshot_ttl, self.clock.clone(), self.contacts.clone());
+        PeerClient { transport, peer, snapshot_ttl, clock, contacts, pace, io: self.io, fatal }
     }
 }
 
 pub(crate) struct PeerClient {
     transport: Arc<dyn PeerTransport>,
-    peer: Peer,
-    snapshot_ttl: Duration,
+    pub(super) peer: Peer,
+    pub(super) snapshot_ttl: Duration,
+    pub(super) pace: Arc<Pace>,
+    pub(super) io: IoMode,
+    pub(super) fatal: Signal,
+    clock: Arc<Clock>,
     contacts: Contacts,
 }
 
 impl PeerClient {
-    async fn call(&self, kind: PeerRpc, body: bytes::Bytes, ttl: Duration) -> Result<bytes::Bytes, PeerError> {
+    pub(super) async fn call(&self, kind: PeerRpc, body: bytes::Bytes, ttl: Duration) -> Result<bytes::Bytes, PeerError> {
         let call = self.transport.call(self.peer.clone(), kind, body, ttl);
         // The transport is told the limit, but a call that ignores it must not hold up replication.
         let answer = Runtime::timeout(ttl, call).await.map_err(|_| PeerError::Timeout)?;
@@ -82,20 +98,20 @@ fn unreachable(e: PeerError) -> CallError {
 }
 
 impl RaftNetwork<Types> for PeerClient {
-    async fn append_entries(&mut self, rpc: AppendRequest, option: RPCOption) -> Result<AppendEntriesResponse<u64>, CallError> {
+    async fn append_entries(&mut self, rpc: AppendRequest, _: RPCOption) -> Result<AppendEntriesResponse<u64>, CallError> {
         // G3, the sender's side.
         if let Err(refusal) = check_append(&rpc) {
             tracing::warn!(peer = self.peer.id, %refusal, "a stale replication stream was stopped");
             return Err(unreachable(PeerError::Refused(refusal.to_string())));
         }
         let body = Request::encode_append(self.peer.id, &rpc);
-        let answer = self.call(PeerRpc::Append, body, option.hard_ttl()).await;
+        let answer = self.call(PeerRpc::Append, body, self.clock.call_ttl()).await;
         answer.and_then(|b| Reply::decode_append(&b)).map_err(unreachable)
     }
 
-    async fn vote(&mut self, rpc: VoteRequest<u64>, option: RPCOption) -> Result<VoteResponse<u64>, CallError> {
+    async fn vote(&mut self, rpc: VoteRequest<u64>, _: RPCOption) -> Result<VoteResponse<u64>, CallError> {
         let body = Request::encode_vote(self.peer.id, &rpc);
-        let answer = self.call(PeerRpc::Vote, body, option.hard_ttl()).await;
+        let answer = self.call(PeerRpc::Vote, body, self.clock.call_ttl()).await;
         answer.and_then(|b| Reply::decode_vote(&b)).map_err(unreachable)
     }
 
@@ -106,13 +122,12 @@ impl RaftNetwork<Types> for PeerClient {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<u64>, StreamingError<Types, Fatal<u64>>> {
-        let body = Request::encode_snapshot(self.peer.id, vote, &snapshot.meta, &snapshot.snapshot.0);
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
-            answer = self.call(PeerRpc::Snapshot, body, self.snapshot_ttl) => {
-                let reply = answer.and_then(|b| Reply::decode_snapshot(&b));
-                reply.map_err(|e| StreamingError::Unreachable(Unreachable::new(&e)))
-            }
+            sent = self.send_snapshot(vote, snapshot) => match sent {
+                Ok(vote) => Ok(SnapshotResponse { vote }),
+                Err(e) => Err(StreamingError::Unreachable(Unreachable::new(&e))),
+            },
         }
     }
 
@@ -145,7 +160,15 @@ mod tests {
     #[tokio::test]
     async fn g3_an_append_with_a_hole_is_not_sent() {
         let transport = Arc::new(Counting::default());
-        let mut network = PeerNetwork { transport: transport.clone(), snapshot_ttl: Duration::from_secs(1), contacts: Contacts::default() };
+        let mut network = PeerNetwork {
+            transport: transport.clone(),
+            snapshot_ttl: Duration::from_secs(1),
+            clock: Arc::new(Clock::new(&crate::raft::Tuning::fast(), Arc::default())),
+            contacts: Contacts::default(),
+            pace: Arc::new(Pace::new(1 << 20)),
+            io: IoMode::Inline,
+            fatal: Signal::new(),
+        };
         let mut client = network.new_client(2, &BasicNode::default()).await;
         let request = |term, index| AppendRequest {
             vote: Vote::new_committed(5, 1),

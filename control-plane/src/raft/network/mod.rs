@@ -5,6 +5,7 @@
 mod client;
 mod guard;
 mod memory;
+mod snapshot;
 mod wire;
 
 use std::fmt::Debug;
@@ -16,7 +17,8 @@ use futures_util::future::BoxFuture;
 pub(crate) use self::client::{Contacts, PeerNetwork};
 pub use self::guard::{Refusal, check_append};
 pub use self::memory::MemoryNetwork;
-pub(crate) use self::wire::{Reply, Request};
+pub(crate) use self::snapshot::{PART, Pace};
+pub(crate) use self::wire::{Reply, Request, SnapshotKey, SnapshotPart, SnapshotProgress};
 
 /// A server to call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +31,8 @@ pub struct Peer {
 
 /// The kinds of request. The numbers are on the wire and are never reused.
 ///
-/// `Snapshot` bodies are as large as the whole state; a transport gives each kind a stream of its own, so that a
-/// snapshot never blocks a heartbeat.
+/// `Snapshot` bodies hold up to 1 MiB; a transport gives each request a stream of its own, so that a snapshot never
+/// blocks a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum PeerRpc {
@@ -44,7 +46,7 @@ pub enum PeerRpc {
     Propose = 4,
     /// The index a linearizable read must have reached.
     ReadIndex = 5,
-    /// Of the leader to the server that shall lead next.
+    /// Around an election: the hand-over of leadership, and the question before one stands.
     Transfer = 6,
     /// Of a server to the leader: which agents it hears.
     Leases = 7,

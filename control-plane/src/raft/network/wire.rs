@@ -4,13 +4,12 @@
 //! server it is meant for, so that a stale address cannot deliver it to another member.
 
 use bytes::Bytes;
-use openraft::raft::{AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
+use openraft::raft::{AppendEntriesResponse, VoteRequest, VoteResponse};
 use serde::{Deserialize, Serialize};
 
 use super::super::record::{Damage, Kind};
-use super::super::snapshots;
 use super::super::stored::{EntryV1, LogIdV1, VoteV1, decode, encode};
-use super::super::types::{AppendRequest, Blob, SnapshotMeta, Vote};
+use super::super::types::{AppendRequest, Blob, LogId, Vote};
 use super::{PeerError, PeerRpc};
 
 #[derive(Serialize, Deserialize)]
@@ -29,12 +28,47 @@ struct VoteRequestV1 {
     last: Option<LogIdV1>,
 }
 
+/// Consecutive bytes of a snapshot file. The checksum over all of it is the one of the record.
 #[derive(Serialize, Deserialize)]
-struct SnapshotV1 {
+struct SnapshotPartV1 {
     to: u64,
     vote: VoteV1,
-    /// A packed snapshot: head and content, with its own checksum.
-    packed: Blob,
+    id: String,
+    last: Option<LogIdV1>,
+    hash: [u8; 32],
+    total: u64,
+    offset: u64,
+    bytes: Blob,
+}
+
+/// Which snapshot a part belongs to; equal in all parts of one transfer, also over an interruption.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotKey {
+    pub id: String,
+    pub last: Option<LogId>,
+    /// BLAKE3 of the content.
+    pub hash: [u8; 32],
+    /// Length of the file, head and content.
+    pub total: u64,
+}
+
+/// Bytes of a snapshot file and where they belong. Without bytes, at the end, it asks whether all is installed.
+#[derive(Clone, Debug)]
+pub(crate) struct SnapshotPart {
+    pub key: SnapshotKey,
+    pub offset: u64,
+    pub bytes: Bytes,
+}
+
+/// What the receiver says to a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotProgress {
+    /// Its vote; one above the sender's says that the sender leads no more.
+    pub vote: Vote,
+    /// The byte it wants next.
+    pub wants: u64,
+    /// Whether the snapshot is installed, or was not needed.
+    pub done: bool,
 }
 
 /// A decoded request.
@@ -42,10 +76,19 @@ struct SnapshotV1 {
 pub(crate) enum Request {
     Append(AppendRequest),
     Vote(VoteRequest<u64>),
-    Snapshot { vote: Vote, snapshot: snapshots::Loaded },
+    Snapshot { vote: Vote, part: SnapshotPart },
 }
 
 impl Request {
+    /// The vote of the leader this comes from, if it is a leader's.
+    pub(crate) fn leader(&self) -> Option<Vote> {
+        match self {
+            Self::Append(request) => Some(request.vote),
+            Self::Snapshot { vote, .. } => Some(*vote),
+            Self::Vote(_) => None,
+        }
+    }
+
     pub(crate) fn encode_append(to: u64, r: &AppendRequest) -> Bytes {
         let entries = r.entries.iter().map(EntryV1::from).collect();
         let (prev, commit) = (r.prev_log_id.map(Into::into), r.leader_commit.map(Into::into));
@@ -57,9 +100,11 @@ impl Request {
         encode(Kind::Request, PeerRpc::Vote as u64, &request).into()
     }
 
-    pub(crate) fn encode_snapshot(to: u64, vote: Vote, meta: &SnapshotMeta, content: &[u8]) -> Bytes {
-        let packed = Blob(snapshots::pack(meta, content).into());
-        encode(Kind::Request, PeerRpc::Snapshot as u64, &SnapshotV1 { to, vote: vote.into(), packed }).into()
+    pub(crate) fn encode_snapshot(to: u64, vote: Vote, part: &SnapshotPart) -> Bytes {
+        let SnapshotPart { key, offset, bytes } = part;
+        let (id, last, bytes) = (key.id.clone(), key.last.map(Into::into), Blob(bytes.clone()));
+        let part = SnapshotPartV1 { to, vote: vote.into(), id, last, hash: key.hash, total: key.total, offset: *offset, bytes };
+        encode(Kind::Request, PeerRpc::Snapshot as u64, &part).into()
     }
 
     /// Decodes a request meant for server `me`, sent by the authenticated server `from`.
@@ -82,9 +127,13 @@ impl Request {
                 (r.to, r.vote, Self::Vote(VoteRequest::new(r.vote.into(), r.last.map(Into::into))))
             }
             PeerRpc::Snapshot => {
-                let r: SnapshotV1 = decode(Kind::Request, place, body).map_err(damaged)?;
-                let snapshot = snapshots::unpack(&r.packed.0).map_err(damaged)?;
-                (r.to, r.vote, Self::Snapshot { vote: r.vote.into(), snapshot })
+                let r: SnapshotPartV1 = decode(Kind::Request, place, body).map_err(damaged)?;
+                if !r.vote.committed {
+                    return Err(PeerError::Refused(format!("server {from} sent a snapshot without leading")));
+                }
+                let key = SnapshotKey { id: r.id, last: r.last.map(Into::into), hash: r.hash, total: r.total };
+                let part = SnapshotPart { key, offset: r.offset, bytes: r.bytes.0 };
+                (r.to, r.vote, Self::Snapshot { vote: r.vote.into(), part })
             }
             other => return Err(PeerError::Refused(format!("{other:?} requests are not served yet"))),
         };
@@ -118,6 +167,8 @@ struct VoteReplyV1 {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct SnapshotReplyV1 {
     vote: VoteV1,
+    wants: u64,
+    done: bool,
 }
 
 /// Answers, each under the number of its request.
@@ -153,13 +204,14 @@ impl Reply {
         Ok(VoteResponse { vote: r.vote.into(), vote_granted: r.granted, last_log_id: r.last.map(Into::into) })
     }
 
-    pub(crate) fn encode_snapshot(r: &SnapshotResponse<u64>) -> Bytes {
-        encode(Kind::Reply, PeerRpc::Snapshot as u64, &SnapshotReplyV1 { vote: r.vote.into() }).into()
+    pub(crate) fn encode_snapshot(p: &SnapshotProgress) -> Bytes {
+        let reply = SnapshotReplyV1 { vote: p.vote.into(), wants: p.wants, done: p.done };
+        encode(Kind::Reply, PeerRpc::Snapshot as u64, &reply).into()
     }
 
-    pub(crate) fn decode_snapshot(body: &[u8]) -> Result<SnapshotResponse<u64>, PeerError> {
+    pub(crate) fn decode_snapshot(body: &[u8]) -> Result<SnapshotProgress, PeerError> {
         let r: SnapshotReplyV1 = decode(Kind::Reply, PeerRpc::Snapshot as u64, body).map_err(bad_reply)?;
-        Ok(SnapshotResponse { vote: r.vote.into() })
+        Ok(SnapshotProgress { vote: r.vote.into(), wants: r.wants, done: r.done })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use optimus_common::disk::Disk;
 use optimus_common::disk::sim::{Crash, MemDisk};
 
 use super::super::network::Request;
@@ -10,15 +11,15 @@ use super::super::types::{AppendRequest, Vote};
 use super::super::{MemoryNetwork, PeerError, PeerRpc, ProposeError, ReadError, Role};
 use super::*;
 
-struct Cluster {
-    network: MemoryNetwork,
+pub(super) struct Cluster {
+    pub(super) network: MemoryNetwork,
     disks: BTreeMap<u64, MemDisk>,
-    nodes: BTreeMap<u64, (Node, Seen)>,
+    pub(super) nodes: BTreeMap<u64, (Node, Seen)>,
     tuning: Tuning,
 }
 
 impl Cluster {
-    async fn found(tuning: Tuning) -> Self {
+    pub(super) async fn found(tuning: Tuning) -> Self {
         let mut cluster = Self { network: MemoryNetwork::new(), disks: BTreeMap::new(), nodes: BTreeMap::new(), tuning };
         for id in 1..=3 {
             cluster.disks.insert(id, MemDisk::new());
@@ -29,14 +30,14 @@ impl Cluster {
         cluster
     }
 
-    async fn start(&mut self, id: u64) {
+    pub(super) async fn start(&mut self, id: u64) {
         let (node, seen) = start(id, self.disks[&id].clone(), self.tuning.clone(), self.network.transport(id)).await.unwrap();
         self.network.connect(&node);
         self.nodes.insert(id, (node, seen));
     }
 
     /// Ends a server as a power cut does: what was not flushed is gone.
-    async fn kill(&mut self, id: u64) {
+    pub(super) async fn kill(&mut self, id: u64) {
         self.network.disconnect(id);
         self.disks[&id].crash(Crash::LoseAll);
         let (node, _) = self.nodes.remove(&id).unwrap();
@@ -44,7 +45,7 @@ impl Cluster {
     }
 
     /// The server that leads and is followed by a majority of those that run.
-    async fn leader(&self) -> u64 {
+    pub(super) async fn leader(&self) -> u64 {
         let mut found = None;
         eventually("a leader", || {
             found = self.nodes.iter().find(|(id, (n, _))| n.status().role == Role::Leader && self.followed(**id)).map(|(id, _)| *id);
@@ -59,7 +60,7 @@ impl Cluster {
     }
 
     /// Proposes wherever the leader is, until it is answered. The command must bear to be applied twice.
-    async fn write(&self, command: Command) -> u64 {
+    pub(super) async fn write(&self, command: Command) -> u64 {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             for (node, _) in self.nodes.values() {
@@ -74,7 +75,7 @@ impl Cluster {
         }
     }
 
-    async fn converged(&self) -> State {
+    pub(super) async fn converged(&self) -> State {
         eventually("all servers hold the same", || {
             let states: Vec<_> = self.nodes.values().map(|(_, s)| s.lock().unwrap().clone()).collect();
             states.windows(2).all(|w| w[0] == w[1])
@@ -83,7 +84,7 @@ impl Cluster {
         self.nodes.values().next().unwrap().1.lock().unwrap().1.clone()
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         for (id, (node, _)) in &self.nodes {
             self.network.disconnect(*id);
             node.shutdown().await;
@@ -101,9 +102,6 @@ async fn three_servers_elect_replicate_and_survive_the_loss_of_the_leader() {
     cluster.converged().await;
 
     let follower = cluster.nodes.keys().copied().find(|id| *id != first).unwrap();
-    let refused = cluster.nodes[&follower].0.propose(set("x", 1)).await;
-    assert_eq!(refused, Err(ProposeError::NoLeader { leader: Some(first) }));
-    assert_eq!(cluster.nodes[&follower].0.linearizable().await, Err(ReadError::NoLeader { leader: Some(first) }));
     let read = cluster.nodes[&first].0.read_index().await.unwrap();
     cluster.nodes[&follower].0.wait_applied(read).await.unwrap();
 
@@ -164,6 +162,106 @@ async fn a_server_that_was_away_is_caught_up_by_a_snapshot() {
     cluster.start(away).await;
     assert_eq!(cluster.converged().await.values.len(), 102);
     cluster.stop().await;
+}
+
+/// A wire that loses, doubles and delays parts of snapshots by a fixed pattern, and counts them.
+#[derive(Debug)]
+struct Rough {
+    wire: Arc<dyn super::super::PeerTransport>,
+    parts: Arc<std::sync::atomic::AtomicUsize>,
+    largest: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl super::super::PeerTransport for Rough {
+    fn call(
+        &self,
+        to: super::super::Peer,
+        kind: PeerRpc,
+        body: Bytes,
+        ttl: Duration,
+    ) -> futures_util::future::BoxFuture<'static, Result<Bytes, PeerError>> {
+        use std::sync::atomic::Ordering::Relaxed;
+        if kind != PeerRpc::Snapshot {
+            return self.wire.call(to, kind, body, ttl);
+        }
+        let (n, wire) = (self.parts.fetch_add(1, Relaxed), self.wire.clone());
+        self.largest.fetch_max(body.len(), Relaxed);
+        Box::pin(async move {
+            match n % 5 {
+                // Lost on the way there, on the way back, doubled, and doubled with the answer to the second.
+                1 => Err(PeerError::Timeout),
+                2 => wire.call(to, kind, body, ttl).await.and(Err(PeerError::Timeout)),
+                3 => {
+                    let first = wire.call(to.clone(), kind, body.clone(), ttl).await;
+                    let _ = wire.call(to, kind, body, ttl).await;
+                    first
+                }
+                4 => {
+                    let _ = wire.call(to.clone(), kind, body.clone(), ttl).await;
+                    wire.call(to, kind, body, ttl).await
+                }
+                _ => wire.call(to, kind, body, ttl).await,
+            }
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_many_parts_arrives_over_a_rough_wire_while_writes_go_on() {
+    let (parts, largest) = (Arc::default(), Arc::default());
+    let network = MemoryNetwork::new();
+    let tuning = Tuning { snapshot_every: 60, keep_logs: 2, ..Tuning::fast() };
+    let rough = |id| -> Arc<dyn super::super::PeerTransport> {
+        Arc::new(Rough { wire: network.transport(id), parts: Arc::clone(&parts), largest: Arc::clone(&largest) })
+    };
+    let (leader, seen) = start(1, MemDisk::new(), tuning.clone(), rough(1)).await.unwrap();
+    network.connect(&leader);
+    leader.initialize_single("s1:1").await.unwrap();
+    eventually("leads", || *leader.is_leader().borrow()).await;
+    for n in 0..70 {
+        leader.propose(set(&format!("{n}{}", "x".repeat(60_000)), n)).await.unwrap();
+    }
+    eventually("purges", || leader.status().purged.is_some_and(|p| p > 20)).await;
+
+    let disk = MemDisk::new();
+    let (learner, learned) = start(2, disk.clone(), tuning, rough(2)).await.unwrap();
+    network.connect(&learner);
+    leader.add_learner(2, "s2:1").await.unwrap();
+    let mut slowest = Duration::ZERO;
+    for n in 0..20 {
+        let asked = Instant::now();
+        leader.propose(set(&format!("after {n}"), n)).await.unwrap();
+        slowest = slowest.max(asked.elapsed());
+    }
+    let same = || learned.lock().unwrap().1 == seen.lock().unwrap().1;
+    eventually("the learner holds the same", same).await;
+    let (parts, largest) = (parts.load(std::sync::atomic::Ordering::Relaxed), largest.load(std::sync::atomic::Ordering::Relaxed));
+    println!("{parts} parts, the largest of {largest} bytes; slowest write meanwhile {slowest:?}");
+    assert!(parts > 8 && largest < (1 << 20) + 1000, "{parts} parts, the largest of {largest} bytes");
+    assert!(learner.status().snapshot.is_some());
+    assert!(!disk.list().unwrap().iter().any(|n| n.starts_with("receiving")), "{:?}", disk.list());
+    for node in [&leader, &learner] {
+        network.disconnect(node.id());
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_part_of_a_deposed_leader_is_answered_with_the_newer_vote() {
+    use super::super::network::{Reply, SnapshotKey, SnapshotPart};
+    let (node, _) = start(1, MemDisk::new(), Tuning::fast(), Arc::new(super::super::NoPeers)).await.unwrap();
+    let request = AppendRequest { vote: Vote::new_committed(5, 2), prev_log_id: None, entries: Vec::new(), leader_commit: None };
+    node.handle_peer_rpc(2, PeerRpc::Append, Request::encode_append(1, &request)).await.unwrap();
+    let key = SnapshotKey { id: "s".to_owned(), last: None, hash: [0; 32], total: 1000 };
+    let part = SnapshotPart { key, offset: 0, bytes: Bytes::from_static(b"x") };
+    let answer = node.handle_peer_rpc(3, PeerRpc::Snapshot, Request::encode_snapshot(1, Vote::new_committed(4, 3), &part)).await;
+    let said = Reply::decode_snapshot(&answer.unwrap()).unwrap();
+    assert_eq!((said.vote, said.done), (Vote::new_committed(5, 2), false));
+    let not_leading = node.handle_peer_rpc(3, PeerRpc::Snapshot, Request::encode_snapshot(1, Vote::new(9, 3), &part)).await;
+    assert!(matches!(not_leading, Err(PeerError::Refused(_))), "{not_leading:?}");
+    let answer = node.handle_peer_rpc(2, PeerRpc::Snapshot, Request::encode_snapshot(1, Vote::new_committed(5, 2), &part)).await;
+    assert_eq!(Reply::decode_snapshot(&answer.unwrap()).unwrap().wants, 1);
+    node.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

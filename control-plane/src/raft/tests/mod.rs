@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
+mod forward;
+mod seed;
 mod single;
 mod suite;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -43,6 +46,10 @@ struct Kv {
 impl Machine for Kv {
     type Command = Command;
     type Answer = Answer;
+
+    fn retry_safe(command: &Command) -> bool {
+        matches!(command, Command::Set { .. })
+    }
 
     fn apply(&mut self, index: u64, command: Command) -> Answer {
         self.state.history.push((index, format!("{command:?}")));

@@ -206,6 +206,187 @@ async fn a_committed_command_that_does_not_decode_stops_the_server() {
     assert!(reason.contains(&format!("log entry {index} does not decode")) && reason.contains("Add"), "{reason}");
 }
 
+/// A machine that panics at what its test names.
+struct Fragile {
+    at: &'static str,
+}
+
+impl Machine for Fragile {
+    type Command = String;
+    type Answer = ();
+    fn apply(&mut self, _: u64, command: String) {
+        assert!(command != self.at, "cannot apply {command}");
+    }
+    fn snapshot(&self) -> Capture {
+        let fails = self.at == "snapshot";
+        Box::new(move || if fails { panic!("cannot write a snapshot") } else { Vec::new() })
+    }
+    fn restore(&mut self, _: &[u8]) -> Result<(), String> {
+        assert!(self.at != "restore", "cannot restore");
+        Ok(())
+    }
+    fn published(&mut self, _: u64) {}
+}
+
+/// openraft 0.9.25 leaves proposals hanging when the task of the state machine dies (upstream fix dd29c2e9).
+#[tokio::test]
+async fn a_panic_of_the_machine_ends_the_server_and_answers_every_proposal() {
+    for io in [IoMode::Threads, IoMode::Inline] {
+        for at in ["apply", "snapshot"] {
+            let disk = MemDisk::new();
+            let tuning = Tuning { io, patience: Duration::from_secs(600), ..Tuning::default() };
+            let config = |at| RaftConfig {
+                node_id: 1,
+                disk: Arc::new(disk.clone()),
+                machine: Fragile { at },
+                tuning: tuning.clone(),
+                network: Arc::new(NoPeers),
+            };
+            let node = RaftNode::start(config(at)).await.unwrap();
+            node.initialize_single("here:1").await.unwrap();
+            eventually("leads", || *node.is_leader().borrow()).await;
+            node.propose("fine".to_owned()).await.unwrap();
+            if at == "apply" {
+                let all = futures_util::future::join_all((0..3).map(|_| node.propose(at.to_owned())));
+                for answer in soon(all).await {
+                    assert!(matches!(&answer, Err(ProposeError::Fatal(r)) if r.contains("cannot apply apply")), "{answer:?}");
+                }
+            } else {
+                node.trigger_snapshot().await.unwrap();
+            }
+            let reason = soon(node.fatal()).await;
+            assert!(reason.contains("panicked") && reason.contains("cannot"), "{reason}");
+            assert!(matches!(soon(node.propose("later".to_owned())).await, Err(ProposeError::Fatal(_))));
+            soon(node.shutdown()).await;
+
+            // A binary that can do it opens the store again.
+            disk.crash(Crash::LoseAll);
+            let node = RaftNode::start(config("never")).await.unwrap();
+            eventually("leads", || *node.is_leader().borrow()).await;
+            node.propose("fine".to_owned()).await.unwrap();
+            node.trigger_snapshot().await.unwrap();
+            eventually("the snapshot is taken", || node.status().snapshot == node.status().applied).await;
+            node.shutdown().await;
+            let e = RaftNode::start(config("restore")).await.err().unwrap();
+            assert!(matches!(&e, StartError::Restore { reason, .. } if reason.contains("cannot restore")), "{e}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_core_that_dies_or_hangs_ends_the_server() {
+    for hangs in [false, true] {
+        let tuning = Tuning { patience: Duration::from_secs(600), ..Tuning::default() };
+        let (node, _) = start(1, MemDisk::new(), tuning, Arc::new(NoPeers)).await.unwrap();
+        node.initialize_single("here:1").await.unwrap();
+        eventually("leads", || *node.is_leader().borrow()).await;
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (raft, held) = (node.raft().clone(), std::sync::Mutex::new(held));
+        let inside = tokio::spawn(async move {
+            let hang = move |_: &_| match hangs {
+                true => drop(held.lock().unwrap().recv()),
+                false => panic!("a bug in the core"),
+            };
+            raft.with_raft_state(hang).await
+        });
+        let (asked, proposer) = (tokio::sync::oneshot::channel::<()>(), node.clone());
+        let waiting = tokio::spawn(async move {
+            let _ = asked.0.send(());
+            proposer.propose(set("a", 1)).await
+        });
+        soon(asked.1).await.unwrap();
+        let reason = soon(node.fatal()).await;
+        let answer = soon(waiting).await.unwrap();
+        assert!(matches!(answer, Err(ProposeError::Fatal(_) | ProposeError::NoLeader { .. })), "{answer:?}");
+        let expected = if hangs { "has not answered for 5 s" } else { "a bug in the core|panicked|has ended" };
+        assert!(expected.split('|').any(|e| reason.contains(e)), "{reason}");
+        assert!(matches!(soon(node.propose(set("a", 1))).await, Err(ProposeError::Fatal(_))));
+        drop(release);
+        let _ = soon(inside).await;
+        soon(node.shutdown()).await;
+    }
+}
+
+/// Whether flushes wait.
+type Hold = Arc<(std::sync::Mutex<bool>, std::sync::Condvar)>;
+
+/// A disk whose flushes of snapshots wait as long as they are held.
+#[derive(Debug)]
+struct Slow {
+    disk: MemDisk,
+    held: Hold,
+}
+
+#[derive(Debug)]
+struct SlowFile(Box<dyn optimus_common::disk::DiskFile>, Hold);
+
+impl optimus_common::disk::DiskFile for SlowFile {
+    fn len(&self) -> std::io::Result<u64> {
+        self.0.len()
+    }
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+        self.0.read_at(offset, into)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.0.write_at(offset, data)
+    }
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        drop(self.1.1.wait_while(self.1.0.lock().unwrap(), |held| *held).unwrap());
+        self.0.sync_data()
+    }
+}
+
+impl Disk for Slow {
+    fn open(&self, name: &str) -> std::io::Result<Box<dyn optimus_common::disk::DiskFile>> {
+        let file = self.disk.open(name)?;
+        // Only snapshots are slow: the log has its own flushes.
+        Ok(if name.starts_with("snapshot") { Box::new(SlowFile(file, self.held.clone())) } else { file })
+    }
+    fn exists(&self, name: &str) -> std::io::Result<bool> {
+        self.disk.exists(name)
+    }
+    fn remove(&self, name: &str) -> std::io::Result<()> {
+        self.disk.remove(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> std::io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn list(&self) -> std::io::Result<Vec<String>> {
+        self.disk.list()
+    }
+    fn sync_dir(&self) -> std::io::Result<()> {
+        self.disk.sync_dir()
+    }
+}
+
+#[tokio::test]
+async fn writes_go_on_while_a_snapshot_is_written() {
+    let held: Hold = Arc::new((std::sync::Mutex::new(true), std::sync::Condvar::new()));
+    let disk = Slow { disk: MemDisk::new(), held: held.clone() };
+    let tuning = Tuning { snapshot_every: 50, keep_logs: 5, ..Tuning::default() };
+    let (node, _) = start(1, disk, tuning, Arc::new(NoPeers)).await.unwrap();
+    node.initialize_single("here:1").await.unwrap();
+    eventually("leads", || *node.is_leader().borrow()).await;
+    for n in 0..200 {
+        soon(node.propose(add("n", n))).await.unwrap();
+    }
+    let status = node.status();
+    assert_eq!((status.snapshot, status.purged), (None, None), "the snapshot is not durable, so nothing is purged");
+    *held.0.lock().unwrap() = false;
+    held.1.notify_all();
+    eventually("purges", || node.status().purged.is_some_and(|p| p > 40)).await;
+    // Taking one did not stop the policy (upstream d0e245a2): the next ones follow.
+    let first = node.status().snapshot;
+    for n in 0..120 {
+        soon(node.propose(add("n", n))).await.unwrap();
+    }
+    eventually("a later snapshot", || node.status().snapshot > first).await;
+    node.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_log_purged_beyond_its_snapshots_is_refused() {
     let disk = MemDisk::new();

@@ -5,7 +5,8 @@ use optimus_common::join_token::Role;
 
 use super::*;
 
-/// The founder's id: it is known before there is a log to take one from.
+/// The founder's id: it is known before there is a log to take one from. A server that goes on alone after a recovery
+/// has left its id in `next_server`.
 const FOUNDER: u64 = 1;
 
 impl Step<'_> {
@@ -19,7 +20,7 @@ impl Step<'_> {
             _ if server.level < cluster => Err(Refusal::TooOld { cluster, server: server.level }),
             _ if self.state.servers.len() >= SERVERS_MAX => Err(Refusal::TooMany { what: "servers".into(), limit: SERVERS_MAX as u64 }),
             Some(token) => self.use_token(token, Role::Server),
-            None if self.state.next_server == 0 => Ok(()),
+            None if self.state.servers.is_empty() => Ok(()),
             None => Err(Refusal::TokenUnknown),
         };
         if let Err(refusal) = checked {
@@ -27,7 +28,7 @@ impl Step<'_> {
             return Applied::Refused(refusal);
         }
         // From the log index, so that ids of a state restored from a backup are new as well.
-        let id = if token.is_none() { FOUNDER } else { self.index.max(self.state.next_server) };
+        let id = if token.is_none() { self.state.next_server.max(FOUNDER) } else { self.index.max(self.state.next_server) };
         self.state.next_server = id + 1;
         let ServerFacts { name, address, api, version, level } = server;
         let subject = format!("server/{id}");
