@@ -103,11 +103,10 @@ impl Fate {
     }
 }
 
-#[derive(Default)]
 struct Control {
     faults: BTreeMap<Direction, Faults>,
     counts: BTreeMap<Direction, Counts>,
-    upstream: Option<SocketAddr>,
+    upstream: SocketAddr,
 }
 
 /// A running proxy; it ends with this handle.
@@ -133,7 +132,7 @@ impl ChaosProxy {
     pub async fn start_on(seed: u64, listen: SocketAddr, upstream: SocketAddr) -> io::Result<Self> {
         let socket = Arc::new(UdpSocket::bind(listen).await?);
         let addr = socket.local_addr()?;
-        let control = Arc::new(Mutex::new(Control { upstream: Some(upstream), ..Control::default() }));
+        let control = Arc::new(Mutex::new(Control { faults: BTreeMap::new(), counts: BTreeMap::new(), upstream }));
         let (answers, incoming) = mpsc::channel(QUEUE);
         let proxy = Proxy {
             socket,
@@ -151,6 +150,11 @@ impl ChaosProxy {
     /// Where clients send to.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where new clients are forwarded to.
+    pub fn upstream(&self) -> SocketAddr {
+        self.control().upstream
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {
@@ -175,7 +179,7 @@ impl ChaosProxy {
 
     /// Forwards new clients to another address (the server has moved).
     pub fn redirect(&self, upstream: SocketAddr) {
-        self.control().upstream = Some(upstream);
+        self.control().upstream = upstream;
     }
 
     /// What happened so far.
@@ -309,7 +313,7 @@ impl Proxy {
         {
             self.flows.remove(&oldest);
         }
-        let target = lock(&self.control).upstream.ok_or_else(|| io::Error::other("no upstream"))?;
+        let target = lock(&self.control).upstream;
         let any = SocketAddr::new(if target.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { [0u16; 8].into() }, 0);
         let upstream = Arc::new(UdpSocket::bind(any).await?);
         upstream.connect(target).await?;

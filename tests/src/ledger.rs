@@ -25,10 +25,15 @@ impl Write {
     }
 }
 
-/// Up to 2 KiB that only this write has.
+/// Clients from here on write [`LARGE`] each time.
+pub const LARGE_FROM: u64 = 100;
+/// Bytes of a large write.
+const LARGE: u64 = 96 << 10;
+
+/// Bytes that only this write has: up to 2 KiB, or [`LARGE`].
 fn filling(client: u64, sequence: u64) -> Vec<u8> {
     let mut seed = client.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ sequence.wrapping_mul(0xd6e8_feb8_6659_fd93);
-    let length = (seed >> 7) % 2048;
+    let length = if (LARGE_FROM..LARGE_FROM * 2).contains(&client) { LARGE } else { (seed >> 7) % 2048 };
     let byte = |_| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (seed >> 56) as u8

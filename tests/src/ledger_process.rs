@@ -20,10 +20,10 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts writing into `dir`. `syncs`: how many syncs are real, all when none; `failpoints` as in [`failpoint`].
+    /// Starts writing into `dir`; large writes when a failpoint waits for a compaction. `syncs`: how many syncs are real, all when none; `failpoints` as in [`failpoint`].
     pub fn start(program: &Path, dir: &Path, seed: u64, syncs: Option<u64>, failpoints: &str) -> Self {
         let mut command = Command::new(program);
-        command.arg("write").arg(dir).arg(seed.to_string());
+        command.arg(if failpoints.contains("compact.") { "large" } else { "write" }).arg(dir).arg(seed.to_string());
         command.args(syncs.map(|n| n.to_string())).env(failpoint::VARIABLE, failpoints).env("RUST_BACKTRACE", "0");
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the writer starts");
         let output = BufReader::new(child.stdout.take().expect("a pipe"));

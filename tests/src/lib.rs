@@ -1,6 +1,8 @@
 //! Tests that see all crates, and what they share.
 
+pub mod api_client;
 pub mod chaos_proxy;
+pub mod cluster;
 pub mod dice;
 pub mod event_stream;
 pub mod fuzz_targets;
@@ -9,4 +11,5 @@ pub mod ledger;
 pub mod ledger_process;
 pub mod linearizability;
 pub mod loop_image;
+pub mod netns;
 pub mod scenario;

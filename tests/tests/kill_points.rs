@@ -28,6 +28,7 @@ fn a_kill_at_any_point_loses_no_acknowledged_write() {
             // Votes are rare: some at a start, then one every some hundred writes. Snapshots and purges come every 60 entries.
             let pass = match point.split('.').next() {
                 Some("vote") => 3 + dice.below(3),
+                Some("compact") => 1,
                 Some("snapshot" | "purge") => 1 + dice.below(8),
                 _ => 1 + dice.below(300),
             };

@@ -24,9 +24,9 @@ enum When {
     Point(&'static str, u64),
 }
 
-/// Every fifth cut hits any moment; the others hit one kind of work each.
+/// Every sixth cut hits any moment; the others hit one kind of work each.
 fn plan(n: u64, dice: &mut Dice) -> When {
-    match n % 5 {
+    match n % 6 {
         0 => When::Acknowledged(1 + dice.below(2500) as usize, Duration::from_micros(dice.below(5000))),
         1 => When::Point(dice.pick(&["log.before_sync", "log.after_sync"]), 20 + dice.below(500)),
         2 => When::Point(dice.pick(&["vote.before_sync", "vote.after_sync"]), 2 + dice.below(4)),
@@ -34,6 +34,7 @@ fn plan(n: u64, dice: &mut Dice) -> When {
             let points = ["snapshot.before_sync", "snapshot.before_rename", "snapshot.after_rename", "snapshot.durable"];
             When::Point(dice.pick(&points), 1 + dice.below(10))
         }
+        4 => When::Point(dice.pick(&["compact.before_rename", "compact.after_rename", "compact.durable"]), 1),
         _ => When::Point(dice.pick(&["purge.before_sync", "purge.after_sync"]), 1 + dice.below(15)),
     }
 }

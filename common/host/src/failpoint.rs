@@ -10,6 +10,7 @@
 //! | `vote.before_sync`, `vote.after_sync` | the same, for groups with a vote |
 //! | `purge.before_sync`, `purge.after_sync` | the same, for groups that purge entries or delete purged ones |
 //! | `snapshot.before_sync`, `snapshot.before_rename`, `snapshot.after_rename`, `snapshot.durable` | while a snapshot is saved |
+//! | `compact.before_rename`, `compact.after_rename`, `compact.durable` | while the compacted log takes the place of the old one |
 //! | `apply.before`, `apply.after` | around the application of committed entries |
 
 use std::io;
@@ -18,7 +19,7 @@ use std::io;
 pub const VARIABLE: &str = "OPTIMUS_FAILPOINTS";
 
 /// Every point there is; arming another one ends the process, so that a test cannot wait for a misspelt one for ever.
-pub const POINTS: [&str; 12] = [
+pub const POINTS: [&str; 15] = [
     "log.before_sync",
     "log.after_sync",
     "vote.before_sync",
@@ -29,6 +30,9 @@ pub const POINTS: [&str; 12] = [
     "snapshot.before_rename",
     "snapshot.after_rename",
     "snapshot.durable",
+    "compact.before_rename",
+    "compact.after_rename",
+    "compact.durable",
     "apply.before",
     "apply.after",
 ];

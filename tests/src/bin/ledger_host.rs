@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! optimus-test-ledger write DIR SEED [SYNCS]   writes as fast as it can; prints each acknowledgement AFTER it came
+//! optimus-test-ledger large DIR SEED           the same with large writes, so that the log file is compacted
 //! optimus-test-ledger read DIR                 opens what is there, prints it as JSON, then proves that it takes writes
 //! ```
 //! With SYNCS, every sync after the first SYNCS does nothing and says it did: a disk that lies.
@@ -15,7 +16,7 @@ use anyhow::{Context, bail};
 use optimus_common::disk::{Disk, DiskFile};
 use optimus_control_plane::raft::{NoPeers, RaftConfig, RaftNode, Tuning};
 use optimus_host::disk::HostDisk;
-use optimus_tests::ledger::{Done, LedgerMachine, Write};
+use optimus_tests::ledger::{Done, LARGE_FROM, LedgerMachine, Write};
 use tokio::task::JoinSet;
 
 type Node = RaftNode<LedgerMachine>;
@@ -30,10 +31,11 @@ fn main() -> anyhow::Result<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match args[..] {
-        ["write", dir, seed] => runtime.block_on(write(dir, seed.parse()?, i64::MAX)),
-        ["write", dir, seed, syncs] => runtime.block_on(write(dir, seed.parse()?, syncs.parse()?)),
+        ["write", dir, seed] => runtime.block_on(write(dir, seed.parse()?, i64::MAX, 0)),
+        ["write", dir, seed, syncs] => runtime.block_on(write(dir, seed.parse()?, syncs.parse()?, 0)),
+        ["large", dir, seed] => runtime.block_on(write(dir, seed.parse()?, i64::MAX, LARGE_FROM)),
         ["read", dir] => runtime.block_on(read(dir)),
-        _ => bail!("usage: write DIR SEED [SYNCS] | read DIR"),
+        _ => bail!("usage: write DIR SEED [SYNCS] | large DIR SEED | read DIR"),
     }
 }
 
@@ -55,7 +57,7 @@ async fn open(disk: impl Disk) -> anyhow::Result<(Node, LedgerMachine)> {
 }
 
 /// Writes for ever. Now and then the node is stopped and started, so that it votes.
-async fn write(dir: &str, seed: u64, syncs: i64) -> anyhow::Result<()> {
+async fn write(dir: &str, seed: u64, syncs: i64, first: u64) -> anyhow::Result<()> {
     let syncs = Arc::new(AtomicI64::new(syncs));
     let mut rounds = seed;
     loop {
@@ -64,7 +66,7 @@ async fn write(dir: &str, seed: u64, syncs: i64) -> anyhow::Result<()> {
         rounds = rounds.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let left = Arc::new(AtomicU64::new(200 + (rounds >> 33) % 1500));
         let mut clients = JoinSet::new();
-        for client in 0..CLIENTS {
+        for client in first..first + CLIENTS {
             let (node, left, mut sequence) = (node.clone(), left.clone(), last.get(&client).copied().unwrap_or(0));
             clients.spawn(async move {
                 while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
