@@ -144,7 +144,8 @@ impl Cluster {
     async fn start(servers: usize, place: Place) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut members: Vec<Member> = (0..servers).map(|n| member(dir.path(), "server", n, &place)).collect();
-        launch(&place, 0, &mut members[0], &server_args(&members[0], &place, 0, None));
+        let args = server_args(&members[0], &place, 0, None);
+        launch(&place, 0, &mut members[0], &args);
         let config = members[0].dir.join("config");
         let addresses = members.iter().map(|m| m.api).collect();
         let api = poll("the founder's credentials", || ApiClient::new(&config, Vec::clone(&addresses)).ok()).await;
@@ -226,16 +227,15 @@ impl Cluster {
         request: impl AsyncFn(usize) -> anyhow::Result<crate::api_client::Answer>,
     ) -> T {
         let end = Instant::now() + PATIENCE;
-        let mut last = String::new();
         for server in (0..self.api.servers()).cycle() {
-            match request(server).await {
+            let last = match request(server).await {
                 Ok(answer) if answer.is_success() => match wanted(&answer.body) {
                     Some(found) => return found,
-                    None => last = answer.body.to_string(),
+                    None => answer.body.to_string(),
                 },
-                Ok(answer) => last = format!("{} {}", answer.status, answer.body),
-                Err(e) => last = format!("{e:#}"),
-            }
+                Ok(answer) => format!("{} {}", answer.status, answer.body),
+                Err(e) => format!("{e:#}"),
+            };
             assert!(Instant::now() < end, "gave up waiting for {what}; last: {last}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -10,6 +10,7 @@ pub mod harness;
 pub mod ledger;
 pub mod ledger_process;
 pub mod linearizability;
+pub mod load;
 pub mod loop_image;
 pub mod netns;
 pub mod scenario;

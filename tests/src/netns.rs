@@ -1,9 +1,11 @@
 //! Hosts of a test cluster as network namespaces on one bridge, and faults between them.
 //!
 //! ```text
-//! this process, 10.x.y.1 -- bridge --+-- veth -- namespace 0, 10.x.y.10
-//!                                    +-- veth -- namespace 1, 10.x.y.11 ...
+//! this process, 10.x.y.1 --veth--+            +--veth-- host 0, 10.x.y.10
+//!                                +-- bridge --+
+//!                                    (hub)    +--veth-- host 1, 10.x.y.11 ...
 //! ```
+//! The bridge has a namespace of its own, the hub: in that of this process the machine's own firewall might filter it.
 //! Faults are iptables rules inside the namespaces, on what comes in from the other hosts. What this process sends and
 //! receives is left alone: its clients see every host, also those that do not see each other.
 
@@ -25,12 +27,14 @@ pub const HOSTS_MAX: usize = 100;
 /// Networks tried before it is given up: another may use the same addresses.
 const ATTEMPTS: u32 = 20;
 
-/// A bridge with hosts; taken down with this value.
+/// A network with its hosts; taken down with this value.
 #[derive(Debug)]
 pub struct Network {
     /// Begins all names.
     id: String,
     prefix: [u8; 3],
+    /// Whether this process has a device in it.
+    linked: bool,
     hosts: usize,
 }
 
@@ -55,7 +59,7 @@ impl Network {
             if in_use(prefix)? {
                 continue;
             }
-            let mut network = Self { id: format!("{PREFIX}{pid:x}{}", letter(n)), prefix, hosts: 0 };
+            let mut network = Self { id: format!("{PREFIX}{pid:x}{}", letter(n)), prefix, linked: false, hosts: 0 };
             network.build(hosts)?;
             return Ok(network);
         }
@@ -63,16 +67,22 @@ impl Network {
     }
 
     fn build(&mut self, hosts: usize) -> io::Result<()> {
-        let bridge = self.bridge();
-        ip(&["link", "add", "name", &bridge, "type", "bridge"])?;
-        ip(&["address", "add", &format!("{}/24", self.client()), "dev", &bridge])?;
-        ip(&["link", "set", &bridge, "up"])?;
+        let (hub, client) = (self.hub(), self.link());
+        ip(&["netns", "add", &hub])?;
+        let in_hub = |args: &[&str]| ip(&[&["-n", &hub], args].concat());
+        in_hub(&["link", "add", "name", "bridge", "type", "bridge"])?;
+        in_hub(&["link", "set", "bridge", "up"])?;
+        ip(&["link", "add", &client, "type", "veth", "peer", "name", "client", "netns", &hub])?;
+        self.linked = true;
+        in_hub(&["link", "set", "client", "master", "bridge", "up"])?;
+        ip(&["address", "add", &format!("{}/24", self.client()), "dev", &client])?;
+        ip(&["link", "set", &client, "up"])?;
         for host in 0..hosts {
-            let (namespace, outside) = (self.namespace(host), format!("{}v{host}", self.id));
+            let (namespace, port) = (self.namespace(host), format!("host{host}"));
             ip(&["netns", "add", &namespace])?;
             self.hosts = host + 1;
-            ip(&["link", "add", &outside, "type", "veth", "peer", "name", "eth0", "netns", &namespace])?;
-            ip(&["link", "set", &outside, "master", &bridge, "up"])?;
+            in_hub(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &namespace])?;
+            in_hub(&["link", "set", &port, "master", "bridge", "up"])?;
             let inside = |args: &[&str]| ip(&[&["-n", &namespace], args].concat());
             inside(&["address", "add", &format!("{}/24", self.address(host)), "dev", "eth0"])?;
             inside(&["link", "set", "eth0", "up"])?;
@@ -81,8 +91,12 @@ impl Network {
         Ok(())
     }
 
-    fn bridge(&self) -> String {
-        format!("{}b", self.id)
+    fn link(&self) -> String {
+        format!("{}c", self.id)
+    }
+
+    fn hub(&self) -> String {
+        format!("{}h", self.id)
     }
 
     fn namespace(&self, host: usize) -> String {
@@ -175,13 +189,20 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        remove(&(0..self.hosts).map(|host| self.namespace(host)).collect::<Vec<_>>(), &[self.bridge()]);
+        // The other devices go with the namespaces they are in, a moment later.
+        if self.linked
+            && let Err(e) = ip(&["link", "delete", &self.link()])
+        {
+            eprintln!("{e}");
+        }
+        (0..self.hosts).map(|host| self.namespace(host)).chain([self.hub()]).for_each(|name| remove(&name));
     }
 }
 
-fn remove(namespaces: &[String], bridges: &[String]) {
-    let gone = namespaces.iter().map(|n| ip(&["netns", "delete", n])).chain(bridges.iter().map(|b| ip(&["link", "delete", b])));
-    gone.filter_map(Result::err).for_each(|e| eprintln!("{e}"));
+fn remove(namespace: &str) {
+    if let Err(e) = ip(&["netns", "delete", namespace]) {
+        eprintln!("{e}");
+    }
 }
 
 /// Several networks of one process differ in a letter; a process has few.
@@ -207,13 +228,9 @@ fn owner(name: &str) -> Option<u32> {
 
 /// Takes down what a test process that was killed has left.
 pub fn sweep() {
-    let stale = |name: &str| owner(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
-    let names = |dir: &str| -> Vec<String> {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries.filter_map(|e| e.file_name().into_string().ok()).filter(|n| stale(n)).collect()
-    };
-    let bridges: Vec<String> = names("/sys/class/net").into_iter().filter(|n| n.ends_with('b') && !n.contains('v')).collect();
-    remove(&names("/run/netns"), &bridges);
+    let stale = |name: &String| owner(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().into_string().ok()).filter(stale).for_each(|name| remove(&name));
 }
 
 #[cfg(test)]
@@ -222,7 +239,7 @@ mod tests {
 
     #[test]
     fn names_tell_their_process_and_fit() {
-        let name = format!("{PREFIX}{:x}{}v{}", 0x3f_ffff, letter(17), 99);
+        let name = format!("{PREFIX}{:x}{}c", 0x3f_ffff, letter(17));
         assert!(name.len() <= 15, "{name}");
         assert_eq!(owner(&name), Some(0x3f_ffff));
         assert_eq!(owner("eth0"), None);
