@@ -207,7 +207,8 @@ impl Cluster {
 
     /// A token of any server that gives one.
     async fn join_token(&self, role: &str) -> String {
-        let body = json!({ "role": role, "uses": 1 });
+        // An agent's role is the default, and not said.
+        let body = if role == "agent" { json!({ "uses": 1 }) } else { json!({ "role": role, "uses": 1 }) };
         self.ask(
             "a join token",
             |answer| answer["token"].as_str().map(str::to_owned),
@@ -233,7 +234,8 @@ impl Cluster {
                     Some(found) => return found,
                     None => answer.body.to_string(),
                 },
-                Ok(answer) => format!("{} {}", answer.status, answer.body),
+                Ok(answer) if answer.is_retryable() => format!("{} {}", answer.status, answer.body),
+                Ok(answer) => panic!("asked for {what}: {} {}", answer.status, answer.body),
                 Err(e) => format!("{e:#}"),
             };
             assert!(Instant::now() < end, "gave up waiting for {what}; last: {last}");

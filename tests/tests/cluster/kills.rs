@@ -41,7 +41,7 @@ async fn a_leader_that_freezes_and_goes_on_answers_nothing_old() {
     let mut dice = Dice(seed);
     let cluster = Cluster::in_namespaces(3, 0).await;
     let trial = Trial::start(&cluster, seed).await;
-    for round in 0..rounds("OPTIMUS_CLUSTER_ROUNDS", 4) {
+    for round in 0..rounds("OPTIMUS_CLUSTER_ROUNDS", 2) {
         let leader = cluster.leader().await;
         println!("round {round}: server {leader} freezes");
         cluster.servers[leader].pause();

@@ -14,7 +14,7 @@ use optimus_tests::dice::{number_from_env, seed_from_env};
 use optimus_tests::load::{Listeners, Load, expect_same_state};
 
 /// Clients and registers of a load: enough that every register is always contended.
-const CLIENTS: u32 = 6;
+const CLIENTS: u32 = 10;
 const REGISTERS: u64 = 3;
 
 /// One cluster at a time: they share two cores in CI.
@@ -34,13 +34,18 @@ fn seed(test: &str) -> u64 {
 
 /// A cluster under load.
 struct Trial {
+    began: std::time::Instant,
     load: Load,
     listeners: Listeners,
 }
 
 impl Trial {
     async fn start(cluster: &Cluster, seed: u64) -> Self {
-        let trial = Self { load: Load::start(&cluster.api, CLIENTS, REGISTERS, seed), listeners: Listeners::start(&cluster.api) };
+        let trial = Self {
+            began: std::time::Instant::now(),
+            load: Load::start(&cluster.api, CLIENTS, REGISTERS, seed),
+            listeners: Listeners::start(&cluster.api),
+        };
         trial.load.wait_more(20).await;
         trial
     }
@@ -58,7 +63,8 @@ impl Trial {
         let events: usize = streams.iter().map(|s| s.items.len()).sum();
         assert!(events > 0, "no events were seen: nothing was proven");
         println!(
-            "{} writes acknowledged, {} of unknown outcome, {} reads, {events} events on {} streams",
+            "{:.1?} of load: {} writes acknowledged, {} of unknown outcome, {} reads, {events} events on {} streams",
+            self.began.elapsed(),
             history.acknowledged(),
             history.unknown(),
             history.reads(),

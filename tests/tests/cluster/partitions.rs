@@ -12,7 +12,7 @@ async fn a_leader_cut_off_either_way_never_answers_alone() {
     let mut dice = Dice(seed);
     let cluster = Cluster::in_namespaces(3, 0).await;
     let trial = Trial::start(&cluster, seed).await;
-    for round in 0..rounds("OPTIMUS_CLUSTER_ROUNDS", 6) {
+    for round in 0..rounds("OPTIMUS_CLUSTER_ROUNDS", 3) {
         let leader = cluster.leader().await;
         let victim = if dice.below(3) > 0 { leader } else { dice.below(3) as usize };
         let network = cluster.network();
