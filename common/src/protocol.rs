@@ -26,7 +26,11 @@ pub const ALPN_JOIN: &[u8] = b"optimus-join/1";
 pub const ALPN_RAFT: &[u8] = b"optimus-raft/1";
 
 /// Versions of the agent protocol this build speaks, oldest and newest.
-pub const PROTOCOL: (u16, u16) = (1, 1);
+///
+/// 2: the server tells the agent the addresses of all servers ([`Servers`]).
+pub const PROTOCOL: (u16, u16) = (1, 2);
+/// First version with [`Servers`].
+pub const VERSION_SERVERS: u16 = 2;
 
 /// Most allocations in one desired set.
 pub const ALLOCS_PER_NODE_MAX: usize = 4096;
@@ -88,6 +92,7 @@ messages! {
         RenewAnswer = 13 v 1,
         ServerJoinRequest = 14 v 1,
         ServerJoinAnswer = 15 v 1,
+        Servers = 16 v 1,
     }
 }
 
@@ -234,6 +239,13 @@ pub struct RenewRequest {
 pub struct RenewAnswer {
     pub certificate: Vec<u8>,
     pub ca: Vec<u8>,
+}
+
+/// Where the cluster's servers are: after the welcome, and whenever that changes. From [`VERSION_SERVERS`] on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Servers {
+    /// `host:port` of each; at most [`SERVERS_MAX`](crate::join_token::SERVERS_MAX), never empty.
+    pub addresses: Vec<String>,
 }
 
 /// Asks an agent for the output of one allocation.

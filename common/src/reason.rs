@@ -237,6 +237,7 @@ codes! {
     HOST_NOT_ALLOWED = "OPT-1112", "host or origin not allowed", "The Host or Origin header is not one this server answers to. Add it with `--allow-host`.";
     OVERLOADED = "OPT-1113", "too many requests at once", "The server's queue is full. Try again after the time given.";
     GONE = "OPT-1114", "no longer kept", "What was asked for has left the window the server keeps. Start again from the current state: leave out `since`, or read the list afresh.";
+    BEHIND = "OPT-1115", "server is behind", "This server does not have the state asked for yet. Try again after the time given, or ask another server.";
     TOKEN_REFUSED = "OPT-1201", "join token refused", "The token is wrong, expired, used up or revoked. Make a new one with `optimus nodes join-token`.";
     NODE_REFUSED = "OPT-1202", "node refused",
         "The node's certificate is not one this cluster accepts: the node was removed, its key is not the one on record, or the certificate belongs to another cluster or role. What runs on the node keeps running. Join it again with a new token from `optimus nodes join-token`.";

@@ -12,8 +12,10 @@ use tokio::sync::watch;
 use crate::raft::{self, Machine, RaftNode};
 use crate::store::{Consensus, ConsensusStatus, ProposeError};
 
-/// Longest a proposal or a linearizable read may take before the caller is told; above what the node itself allows.
-const DEADLINE: Duration = Duration::from_secs(11);
+/// Longest a proposal may take before the caller is told.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest a linearizable read may take.
+const READ_DEADLINE: Duration = Duration::from_secs(5);
 /// What a caller without a leader is told to wait. An election takes one to two seconds.
 const RETRY_AFTER: Span = Span::secs(1);
 
@@ -33,14 +35,23 @@ impl Machine for CoreMachine {
     type Command = Proposal;
     type Answer = Applied;
 
-    fn retry_safe(proposal: &Proposal) -> bool {
-        // A plan is made from what its maker saw; all others say by their ids whether they were applied before.
-        proposal.request.is_some()
-            || !matches!(proposal.command, Command::Plan(_) | Command::Deploy { .. } | Command::Restart { .. } | Command::Scale { .. })
-    }
-
     fn apply(&mut self, index: u64, proposal: Proposal) -> Applied {
         self.state.apply(index, proposal)
+    }
+
+    fn retry_safe(proposal: &Proposal) -> bool {
+        // Not so: what sets a value that another command may have set since (a node that was down is up again, a
+        // certificate has a successor). Its proposer looks again before it repeats it.
+        let by_nature = match &proposal.command {
+            // An older status than the one held is passed over.
+            Command::Report { .. } => true,
+            // A node said to be up that is not is found out by its lease.
+            Command::NodeUp { .. } => true,
+            // Ids are never used again.
+            Command::RevokeToken { .. } => true,
+            _ => false,
+        };
+        by_nature || proposal.request.is_some()
     }
 
     fn snapshot(&self) -> Box<dyn FnOnce() -> Vec<u8> + Send> {
@@ -82,19 +93,15 @@ impl RaftConsensus {
 impl Consensus for RaftConsensus {
     fn propose(&self, proposal: Proposal) -> Pin<Box<dyn Future<Output = Result<Applied, ProposeError>> + Send + '_>> {
         Box::pin(async move {
-            match tokio::time::timeout(DEADLINE, self.node.propose(proposal)).await {
-                Err(_) => Err(ProposeError::TimedOut(DEADLINE.into())),
-                Ok(Ok((_, applied))) => Ok(applied),
-                Ok(Err(error)) => Err(match error {
-                    raft::ProposeError::Overloaded => ProposeError::Overloaded { retry_after: RETRY_AFTER },
-                    raft::ProposeError::NoLeader { .. } => ProposeError::NoLeader { retry_after: RETRY_AFTER },
-                    raft::ProposeError::Unknown | raft::ProposeError::Timeout => ProposeError::TimedOut(DEADLINE.into()),
-                    other => {
-                        tracing::error!(error = %other, "proposal failed");
-                        ProposeError::Stopping
-                    }
-                }),
-            }
+            let proposed = tokio::time::timeout(WRITE_DEADLINE, self.node.propose(proposal)).await;
+            answer(proposed.unwrap_or(Err(raft::ProposeError::Timeout)))
+        })
+    }
+
+    fn propose_leading(&self, proposal: Proposal) -> Pin<Box<dyn Future<Output = Result<Applied, ProposeError>> + Send + '_>> {
+        Box::pin(async move {
+            let proposed = tokio::time::timeout(WRITE_DEADLINE, self.node.propose_here(proposal)).await;
+            answer(proposed.unwrap_or(Err(raft::ProposeError::Timeout)))
         })
     }
 
@@ -108,10 +115,12 @@ impl Consensus for RaftConsensus {
 
     fn linearizable(&self) -> Pin<Box<dyn Future<Output = Result<(), ProposeError>> + Send + '_>> {
         Box::pin(async move {
-            match tokio::time::timeout(DEADLINE, self.node.linearizable()).await {
-                Err(_) => Err(ProposeError::TimedOut(DEADLINE.into())),
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(error)) => {
+            let read = tokio::time::timeout(READ_DEADLINE, self.node.linearizable()).await;
+            match read.unwrap_or(Err(raft::ReadError::Timeout)) {
+                Ok(_) => Ok(()),
+                Err(raft::ReadError::Overloaded) => Err(ProposeError::Overloaded { retry_after: RETRY_AFTER }),
+                Err(raft::ReadError::Stopped) => Err(ProposeError::Stopping),
+                Err(error) => {
                     tracing::debug!(%error, "no linearizable read");
                     Err(ProposeError::NoLeader { retry_after: RETRY_AFTER })
                 }
@@ -130,6 +139,49 @@ impl Consensus for RaftConsensus {
             voters: status.voters.len() as u32,
             is_leader: status.leader == Some(status.node_id),
             members: status.members,
+            leader_age: status.leader_age_ms.map(Duration::from_millis),
+            traffic: self.node.traffic(),
+        }
+    }
+}
+
+/// Consensus' answer in the words of its users.
+fn answer(proposed: Result<(u64, Applied), raft::ProposeError>) -> Result<Applied, ProposeError> {
+    let error = match proposed {
+        Ok((_, applied)) => return Ok(applied),
+        Err(error) => error,
+    };
+    Err(match error {
+        raft::ProposeError::Overloaded => ProposeError::Overloaded { retry_after: RETRY_AFTER },
+        raft::ProposeError::NoLeader { .. } => ProposeError::NoLeader { retry_after: RETRY_AFTER },
+        raft::ProposeError::Timeout | raft::ProposeError::Unknown => ProposeError::Unknown { retry_after: RETRY_AFTER },
+        raft::ProposeError::Stopped => ProposeError::Stopping,
+        other => {
+            tracing::error!(error = %other, "proposal failed");
+            ProposeError::Stopping
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use optimus_common::ids::RequestId;
+    use optimus_common::{NodeId, Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn only_what_may_be_applied_twice_is_sent_twice() {
+        let node = NodeId(uuid::Uuid::from_u128(1));
+        let safe = |command: &Command, request| CoreMachine::retry_safe(&Proposal { at: Timestamp(0), request, command: command.clone() });
+        let report = Command::Report { node, statuses: vec![], gone: vec![] };
+        assert!(safe(&report, None));
+        // Late, these would undo what others have done since.
+        let down = Command::NodeDown { node };
+        let certificate = Command::NodeCertificate { node, key_fingerprint: vec![], expires_at: Timestamp(0) };
+        for command in [down, certificate, Command::Plan(Default::default())] {
+            assert!(!safe(&command, None), "{command:?}");
+            assert!(safe(&command, Some((RequestId(uuid::Uuid::from_u128(2)), vec![]))));
         }
     }
 }

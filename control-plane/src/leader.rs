@@ -75,7 +75,7 @@ async fn step(store: &Store) -> Result<Next, ProposeError> {
     let took = env.clock.monotonic().saturating_sub(began);
     if !outcome.plan.is_empty() {
         // Its effect moves the applied index, which is what brings the next look.
-        if let Applied::Unchanged { .. } = store.propose(Command::Plan(outcome.plan)).await? {
+        if let Applied::Unchanged { .. } = store.propose_leading(Command::Plan(outcome.plan)).await? {
             return Ok(Next::Again);
         }
     } else if took > LONG_LOOK {

@@ -54,6 +54,7 @@ impl Consensus for MemoryConsensus {
             applied,
             voters: 1,
             is_leader: true,
+            leader_age: Some(std::time::Duration::ZERO),
             ..ConsensusStatus::default()
         }
     }

@@ -6,7 +6,7 @@ use http::{Method, StatusCode};
 use optimus_common::protocol::Phase;
 use prometheus::{Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use crate::store::Store;
+use crate::store::{Store, Traffic};
 
 /// The figures of one server. Other parts register theirs with [`Metrics::registry`].
 pub struct Metrics {
@@ -14,6 +14,7 @@ pub struct Metrics {
     requests: IntCounterVec,
     latency: HistogramVec,
     raft: IntGaugeVec,
+    traffic: IntCounterVec,
     nodes: IntGaugeVec,
     workloads: IntGauge,
     copies: IntGaugeVec,
@@ -40,6 +41,13 @@ impl Metrics {
             requests: register(&registry, requests),
             latency: register(&registry, latency),
             raft: register(&registry, gauges("optimus_raft", "Where consensus stands on this server.", "what")),
+            traffic: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("optimus_raft_traffic_total", "What went between this server and the leader, by kind."),
+                    &["what"],
+                ),
+            ),
             nodes: register(&registry, gauges("optimus_nodes", "Nodes, by whether they answer.", "phase")),
             workloads: register(&registry, IntGauge::new("optimus_workloads", "Workloads.")),
             copies: register(&registry, gauges("optimus_copies", "Copies, by phase.", "phase")),
@@ -92,6 +100,21 @@ impl Metrics {
             ("voters", u64::from(status.voters)),
         ] {
             self.raft.with_label_values(&[what]).set(signed(value));
+        }
+        if let Some(age) = status.leader_age {
+            self.raft.with_label_values(&["leader_age_ms"]).set(signed(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
+        }
+        let Traffic { forwarded, forwards, taken, read_rounds, reads, retries } = status.traffic;
+        for (what, total) in [
+            ("forwarded", forwarded),
+            ("forward_requests", forwards),
+            ("taken", taken),
+            ("read_rounds", read_rounds),
+            ("reads", reads),
+            ("retries", retries),
+        ] {
+            let counter = self.traffic.with_label_values(&[what]);
+            counter.inc_by(total.saturating_sub(counter.get()));
         }
         let state = store.state();
         let up = state.nodes.values().filter(|node| node.up).count();

@@ -23,7 +23,7 @@ impl PeerLink {
 impl PeerTransport for PeerLink {
     fn call(&self, to: Peer, kind: PeerRpc, body: Bytes, ttl: Duration) -> BoxFuture<'static, Result<Bytes, PeerError>> {
         let Some((transport, members)) = self.0.get() else {
-            return Box::pin(async { Err(PeerError::Unreachable("this server is still starting".to_owned())) });
+            return Box::pin(async { Err(PeerError::NotSent("this server is still starting".to_owned())) });
         };
         // A server may have moved since it became a member; where it is, it says itself.
         let addr = members.address(to.id).unwrap_or(to.addr);

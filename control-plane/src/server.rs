@@ -174,10 +174,11 @@ impl Server {
             Some(Arc::new(serve_peers.clone())),
         )
         .map_err(step(format!("listen for agents on {} (UDP)", config.agent_listen)))?;
+        gateway.set_peers(Arc::new(raft.clone()));
         let listener = TcpListener::bind(config.api_listen).await.map_err(step(format!("listen for the API on {}", config.api_listen)))?;
         let api_addr = listener.local_addr().map_err(step("listen for the API"))?;
         peers.connect(calls.clone(), identity.members().clone());
-        raft.set_handler(Arc::new(PeerCalls { admin: RaftAdmin(raft.clone()) }));
+        raft.set_handler(Arc::new(PeerCalls { admin: RaftAdmin(raft.clone()), leases: gateway.lease_handler() }));
         let listening = Some((gateway.local_addr(), api_addr));
         let own = Announcement { server: raft.id(), facts: facts(config, listening), key_fingerprint: identity.key_fingerprint(), alone };
         let api_config = ApiConfig {
@@ -282,11 +283,13 @@ impl Server {
 /// What peers ask beside Raft's own requests.
 struct PeerCalls {
     admin: RaftAdmin<CoreMachine>,
+    leases: Arc<dyn PeerHandler>,
 }
 
 impl PeerHandler for PeerCalls {
-    fn handle(&self, _from: u64, kind: PeerRpc, body: Bytes) -> BoxFuture<'static, Result<Bytes, PeerError>> {
+    fn handle(&self, from: u64, kind: PeerRpc, body: Bytes) -> BoxFuture<'static, Result<Bytes, PeerError>> {
         match kind {
+            PeerRpc::Leases => self.leases.handle(from, kind, body),
             PeerRpc::Admin => {
                 let admin = RaftAdmin(self.admin.0.clone());
                 Box::pin(async move { admin.handle(&body).await })

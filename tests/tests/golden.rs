@@ -172,7 +172,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         spec: Blob::of(&full_spec()),
     };
     vec![
-        ("hello", Hello { versions: PROTOCOL, node: NodeId(uuid(1)), generation: 5, facts: Blob::of(&facts()) }.into()),
+        ("hello", Hello { versions: (1, 1), node: NodeId(uuid(1)), generation: 5, facts: Blob::of(&facts()) }.into()),
         ("welcome", Welcome { version: 1, cluster: ClusterId(uuid(2)), heartbeat: Span::secs(1) }.into()),
         ("refused", Refused { code: "OPT-1201".into(), message: "used up".into() }.into()),
         ("desired", Desired { generation: 300, allocs: vec![alloc] }.into()),
@@ -181,16 +181,17 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("pong", Pong { n: 70_000 }.into()),
         (
             "join_request",
-            JoinRequest { versions: PROTOCOL, token_id: "t".into(), secret: "s".into(), csr: vec![1], name: "host-1".into() }.into(),
+            JoinRequest { versions: (1, 1), token_id: "t".into(), secret: "s".into(), csr: vec![1], name: "host-1".into() }.into(),
         ),
         ("join_answer", JoinAnswer { cluster: ClusterId(uuid(2)), node: NodeId(uuid(1)), certificate: vec![1], ca: vec![2] }.into()),
         ("log_request", LogRequest { alloc: AllocId(uuid(7)), since: Some(Timestamp(5)), tail: Some(10), follow: true }.into()),
         ("log_chunk", LogChunk { lines: vec![LogLine { at: Timestamp(5), stderr: true, text: "boom".into() }] }.into()),
         ("renew_request", RenewRequest { csr: vec![1] }.into()),
+        ("servers", Servers { addresses: vec!["10.0.0.1:7443".into(), "b.example:7443".into()] }.into()),
         ("renew_answer", RenewAnswer { certificate: vec![1], ca: vec![2] }.into()),
         (
             "server_join_request",
-            ServerJoinRequest { versions: PROTOCOL, token_id: "t".into(), secret: "s".into(), csr: vec![1], server: Blob::of(&server()) }
+            ServerJoinRequest { versions: (1, 1), token_id: "t".into(), secret: "s".into(), csr: vec![1], server: Blob::of(&server()) }
                 .into(),
         ),
         (

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use optimus_common::codec::{self, DecodeError};
 use optimus_common::env::Clock;
+use optimus_common::join_token::{SERVERS_MAX, is_host_port};
 use optimus_common::{ClusterId, NodeId, Timestamp};
 use optimus_host::files;
 use optimus_host::tls::{self, DER_MAX, Key, PeerIdentity, Role, TlsError};
@@ -52,6 +53,9 @@ struct Stored {
     cluster: ClusterId,
     node: NodeId,
     servers: Vec<String>,
+    /// Absent in files of releases before 0.2.
+    #[serde(default)]
+    learned: Vec<String>,
     certificate: Vec<u8>,
     ca: Vec<u8>,
     /// PKCS#8, DER.
@@ -70,8 +74,11 @@ pub struct AgentIdentity {
     dir: PathBuf,
     pub cluster: ClusterId,
     pub node: NodeId,
-    /// `host:port` of the servers; at least one.
+    /// `host:port` of the servers as the join token has them; at least one.
     pub servers: Vec<String>,
+    /// `host:port` of all servers as the control plane last told them. Those of the token stay beside them: they are
+    /// known to have worked from here.
+    pub learned: Vec<String>,
     pub(super) certificate: Vec<u8>,
     pub(super) ca: Vec<u8>,
     pub(super) key: Arc<Key>,
@@ -87,8 +94,9 @@ impl AgentIdentity {
         let Some(bytes) = read(&path)? else { return Ok(None) };
         let stored: Stored = codec::from_envelope(KIND, VERSION, &bytes).map_err(|source| IdentityError::Damaged { path, source })?;
         let key = Arc::new(Key::from_pkcs8(&stored.key)?);
-        Self::checked(dir, stored.cluster, stored.node, stored.servers.clone(), stored.certificate.clone(), stored.ca.clone(), key)
-            .map(Some)
+        let (servers, certificate, ca) = (stored.servers.clone(), stored.certificate.clone(), stored.ca.clone());
+        let identity = Self::checked(dir, stored.cluster, stored.node, servers, certificate, ca, key)?;
+        Ok(Some(AgentIdentity { learned: stored.learned.clone(), ..identity }))
     }
 
     /// Puts together and stores what a join gave.
@@ -124,7 +132,8 @@ impl AgentIdentity {
             return Err(IdentityError::NoServers);
         }
         let peer = check(&certificate, cluster, node, &key)?;
-        Ok(AgentIdentity { dir, cluster, node, servers, certificate, ca, key, not_before: peer.not_before, not_after: peer.not_after })
+        let (not_before, not_after) = (peer.not_before, peer.not_after);
+        Ok(AgentIdentity { dir, cluster, node, servers, learned: Vec::new(), certificate, ca, key, not_before, not_after })
     }
 
     /// Takes a fresh certificate for the same node and key, durably.
@@ -136,12 +145,45 @@ impl AgentIdentity {
         Ok(())
     }
 
+    /// Takes the addresses of the servers, durably. Gives whether they are news.
+    pub(super) fn learn(&mut self, addresses: Vec<String>) -> Result<bool, IdentityError> {
+        let mut learned: Vec<String> = Vec::new();
+        for address in addresses.into_iter().filter(|a| is_host_port(a)).take(SERVERS_MAX) {
+            if !learned.contains(&address) {
+                learned.push(address);
+            }
+        }
+        if learned.is_empty() || learned == self.learned {
+            return Ok(false);
+        }
+        let told = AgentIdentity { learned, ..self.clone() };
+        told.store()?;
+        *self = told;
+        Ok(true)
+    }
+
+    /// All known addresses in the order this node tries them.
+    ///
+    /// By a hash of node and address: every node has an order of its own, so that a thousand nodes spread over all
+    /// servers, and those of a server that died over all others. Those of the token that are not among the servers now
+    /// come last.
+    pub fn order(&self) -> Vec<String> {
+        let by_hash = |addresses: Vec<&String>| {
+            let mut ranked: Vec<_> = addresses.into_iter().map(|a| (rank(self.node, a), a.clone())).collect();
+            ranked.sort();
+            ranked.into_iter().map(|(_, address)| address)
+        };
+        let rest = self.servers.iter().filter(|a| !self.learned.contains(a)).collect();
+        by_hash(self.learned.iter().collect()).chain(by_hash(rest)).collect()
+    }
+
     fn store(&self) -> Result<(), IdentityError> {
-        let AgentIdentity { dir, cluster, node, servers, certificate, ca, key, not_before: _, not_after: _ } = self;
+        let AgentIdentity { dir, cluster, node, servers, learned, certificate, ca, key, not_before: _, not_after: _ } = self;
         let stored = Stored {
             cluster: *cluster,
             node: *node,
             servers: servers.clone(),
+            learned: learned.clone(),
             certificate: certificate.clone(),
             ca: ca.clone(),
             key: key.to_pkcs8().to_vec(),
@@ -164,6 +206,10 @@ impl AgentIdentity {
     pub fn ca_fingerprint(&self) -> [u8; 32] {
         tls::sha256(&self.ca)
     }
+}
+
+fn rank(node: NodeId, address: &str) -> [u8; 32] {
+    tls::sha256(&[node.0.as_bytes(), address.as_bytes()].concat())
 }
 
 /// The key a join is tried with: the one of the try before, if that was not finished.
@@ -229,6 +275,22 @@ mod tests {
         assert_eq!(pending_key(dir.path()).unwrap().fingerprint(), first.fingerprint());
         files::write_private(&dir.path().join(DIR).join(PENDING), b"junk").unwrap();
         assert_ne!(pending_key(dir.path()).unwrap().fingerprint(), first.fingerprint());
+    }
+
+    #[test]
+    fn nodes_spread_over_servers_and_over_the_rest_when_one_dies() {
+        let addresses: Vec<String> = (1..=3).map(|n| format!("10.0.0.{n}:7443")).collect();
+        let (mut first, mut second) = ([0u32; 3], [0u32; 9]);
+        for n in 0..3000u128 {
+            let node = NodeId(uuid::Uuid::from_u128(n));
+            let mut order: Vec<usize> = (0..3).collect();
+            order.sort_by_key(|&i| rank(node, &addresses[i]));
+            first[order[0]] += 1;
+            second[order[0] * 3 + order[1]] += 1;
+        }
+        assert!(first.iter().all(|n| (850..1150).contains(n)), "{first:?}");
+        assert!(second.iter().filter(|n| **n > 0).all(|n| (400..600).contains(n)), "{second:?}");
+        assert_eq!(second.iter().filter(|n| **n > 0).count(), 6);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use optimus_host::tls::{self, Key, PIN_MISMATCH, TlsError};
 use optimus_host::transport::{self, FrameError, FrameReader, FrameWriter, SetupError, close};
 use quinn::{Connection, Endpoint};
 
+use super::CONNECT_MAX;
 use super::identity::{self, AgentIdentity, IdentityError};
 
 /// Longest wait for the answer: the server commits the node before it answers.
@@ -91,7 +92,7 @@ async fn try_servers(
     let mut tried = Vec::new();
     let mut wrong = None;
     for server in &token.servers {
-        let connection = match dial(endpoint, config.clone(), server).await {
+        let connection = match dial(endpoint, config.clone(), server, CONNECT_MAX).await {
             Ok(connection) => connection,
             Err(DialError::NotTrusted(reason)) if reason.contains(PIN_MISMATCH) => {
                 wrong = Some(server.clone());

@@ -35,9 +35,13 @@ use crate::workloads::Workloads;
 /// First and longest pause between two tries to reach any server.
 ///
 /// Must stay well below the lease of a node (5 s): one that is silent for longer is declared lost.
-/// Full jitter, so that a thousand agents do not knock at once.
-const PAUSE_FIRST: Duration = Duration::from_millis(50);
+/// Full jitter, so that a thousand agents whose
+/// server died do not knock at the others at once.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// First and longest wait for a server to answer.
+const CONNECT_FIRST: Duration = Duration::from_millis(600);
+const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// The same failure is logged this often.
 const LOG_EVERY: Duration = Duration::from_secs(30);
 
@@ -87,16 +91,17 @@ impl Link {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut log = Log { env: self.env.clone(), last: None };
         let mut failures = 0u32;
-        let mut server = 0usize;
+        let mut tries = Tries::default();
         let mut endpoint = None;
         while !shutdown.is_cancelled() {
-            let servers = self.identity().servers.clone();
-            let address = servers[server % servers.len()].clone(); // an identity has at least one
+            let order = self.identity().order();
+            let address = tries.next(&order);
+            let patience = patience(failures, order.len());
             let end = match endpoint.take().map_or_else(transport::client_endpoint, Ok) {
                 Ok(open) => {
                     let end = tokio::select! {
                         () = shutdown.cancelled() => None,
-                        end = Box::pin(session::run(&self, &open, &address)) => Some(end),
+                        end = Box::pin(session::run(&self, &open, &address, patience)) => Some(end),
                     };
                     let Some(end) = end else {
                         open.close(transport::close::DONE.into(), b"the agent is stopping");
@@ -110,13 +115,13 @@ impl Link {
                 Err(error) => End::Failed { reason: Chain(&error).to_string() },
             };
             match &end {
-                End::Renewed => continue,
-                // A session that stood: its server first, it may only have restarted.
-                End::Lost { .. } => failures = 0,
-                End::Failed { .. } | End::Refused { .. } => {
-                    failures = failures.saturating_add(1);
-                    server = server.wrapping_add(1);
+                End::Renewed => {
+                    tries.again(address);
+                    continue;
                 }
+                // A session that stood. Its server comes last now: it may be gone, and the others are not.
+                End::Lost { .. } => failures = 0,
+                End::Failed { .. } | End::Refused { .. } => failures = failures.saturating_add(1),
             }
             log.end(&address, &end);
             self.status.send_replace(match end {
@@ -134,6 +139,40 @@ impl Link {
 
     fn identity(&self) -> std::sync::MutexGuard<'_, AgentIdentity> {
         self.identity.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// How long a server gets to answer. With others to try, little at first: one that died answers never. It grows with
+/// each round of failures, for a slow network or servers busy with a thousand of us.
+fn patience(failures: u32, servers: usize) -> Duration {
+    let rounds = failures / u32::try_from(servers.max(1)).unwrap_or(u32::MAX);
+    if servers <= 1 { CONNECT_MAX } else { CONNECT_FIRST.saturating_mul(1 << rounds.min(10)).min(CONNECT_MAX) }
+}
+
+/// Which server comes next: round and round in the node's own order, even when the list changes on the way.
+#[derive(Debug, Default)]
+struct Tries {
+    last: Option<String>,
+    again: bool,
+}
+
+impl Tries {
+    /// `order`: at least one address.
+    fn next(&mut self, order: &[String]) -> String {
+        let after = self.last.as_ref().and_then(|last| order.iter().position(|a| a == last));
+        let next = match after {
+            Some(at) if std::mem::take(&mut self.again) => at,
+            Some(at) => (at + 1) % order.len(),
+            None => 0,
+        };
+        let address = order[next].clone();
+        self.last = Some(address.clone());
+        address
+    }
+
+    fn again(&mut self, address: String) {
+        self.last = Some(address);
+        self.again = true;
     }
 }
 
@@ -189,6 +228,25 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_are_tried_in_turn_also_when_the_list_changes() {
+        let list = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let (three, two) = (list(&["a", "b", "c"]), list(&["b", "d"]));
+        let mut tries = Tries::default();
+        assert_eq!([tries.next(&three), tries.next(&three), tries.next(&two)], ["a", "b", "d"]);
+        assert_eq!([tries.next(&two), tries.next(&three), tries.next(&three)], ["b", "c", "a"]);
+        tries.again("a".into());
+        assert_eq!([tries.next(&three), tries.next(&three)], ["a", "b"], "once more, then on");
+        assert_eq!([tries.next(&list(&["d"])), tries.next(&list(&["d"]))], ["d", "d"]);
+    }
+
+    #[test]
+    fn a_dead_server_costs_little_when_there_are_others() {
+        assert_eq!(patience(0, 1), CONNECT_MAX);
+        assert_eq!([patience(0, 3), patience(2, 3), patience(3, 3)], [CONNECT_FIRST, CONNECT_FIRST, 2 * CONNECT_FIRST]);
+        assert_eq!(patience(u32::MAX, 2), CONNECT_MAX);
+    }
 
     #[test]
     fn the_pause_grows_and_stays_below_a_second() {

@@ -10,9 +10,8 @@ use quinn::{Connection, ConnectionError, Endpoint};
 use crate::tls::SERVER_NAME;
 use crate::transport;
 
-/// Longest wait for a name to resolve, and for one server to answer.
+/// Longest wait for a name to resolve.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Addresses tried of one name, and the head start of each over the next.
 const ADDRESSES_MAX: usize = 8;
 const HEAD_START: Duration = Duration::from_millis(200);
@@ -37,8 +36,8 @@ impl std::fmt::Display for DialError {
     }
 }
 
-/// Connects to a server at `address`, whichever of its addresses answers first.
-pub async fn dial(endpoint: &Endpoint, config: quinn::ClientConfig, address: &str) -> Result<Connection, DialError> {
+/// Connects to a server at `address`, whichever of its addresses answers first, each within `patience`.
+pub async fn dial(endpoint: &Endpoint, config: quinn::ClientConfig, address: &str, patience: Duration) -> Result<Connection, DialError> {
     let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(address)).await;
     let addresses: Vec<SocketAddr> = match resolved {
         Ok(Ok(found)) => found.take(ADDRESSES_MAX).collect(),
@@ -55,7 +54,7 @@ pub async fn dial(endpoint: &Endpoint, config: quinn::ClientConfig, address: &st
             async move {
                 tokio::time::sleep(HEAD_START * u32::try_from(n).unwrap_or(0)).await;
                 let connecting = endpoint.connect_with(config, to, SERVER_NAME).map_err(|e| DialError::Unreachable(e.to_string()))?;
-                match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+                match tokio::time::timeout(patience, connecting).await {
                     Ok(Ok(connection)) => Ok(connection),
                     Ok(Err(error)) => Err(failed(error)),
                     Err(_) => Err(DialError::Unreachable(format!("nothing answers at {to} (UDP)"))),

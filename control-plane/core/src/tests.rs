@@ -460,6 +460,31 @@ fn a_retried_request_has_one_effect() {
     assert_eq!(restart(&mut world, 2), Applied::Refused(Refusal::RequestReused));
 }
 
+/// The table of answers is bounded in number too: the oldest go first. It is part of the state, so it survives a snapshot.
+#[test]
+fn answers_are_kept_for_the_newest_requests() {
+    let mut world = World::new(1);
+    world.deploy("web", spec());
+    world.run(2);
+    let restart = |world: &mut World| {
+        let (at, deployment) = (world.now, DeploymentId(world.next_id()));
+        let request = Some((RequestId(id(77)), vec![1]));
+        world.propose(Proposal { at, request, command: Command::Restart { key: key("web"), deployment } })
+    };
+    let first = restart(&mut world);
+    for n in 1..REQUESTS_KEPT {
+        let (at, request) = (world.now, Some((RequestId(id(100_000 + n as u128)), vec![])));
+        world.propose(Proposal { at, request, command: Command::RevokeToken { id: TokenId(id(1)) } });
+    }
+    assert_eq!(world.state.requests.len(), REQUESTS_KEPT);
+    world.state = State::from_bytes(&world.state.to_bytes()).unwrap();
+    assert_eq!(restart(&mut world), first);
+    let (at, request) = (world.now, Some((RequestId(id(99)), vec![])));
+    world.propose(Proposal { at, request, command: Command::RevokeToken { id: TokenId(id(1)) } });
+    assert_eq!(world.state.requests.len(), REQUESTS_KEPT);
+    assert_ne!(restart(&mut world), first, "the oldest answer has gone");
+}
+
 #[test]
 fn tokens_expire_and_are_used_up() {
     let mut world = World::new(0);

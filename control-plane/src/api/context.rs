@@ -1,6 +1,7 @@
 //! What a handler gets, and how it answers.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Query;
@@ -8,7 +9,7 @@ use axum::response::Response;
 use http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, StatusCode};
-use optimus_common::{Name, WorkloadKey};
+use optimus_common::{Name, Span, WorkloadKey};
 use optimus_core::state::State;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ use crate::auth::Principal;
 use crate::store::Store;
 
 pub const OPTIMUS_INDEX: HeaderName = HeaderName::from_static("optimus-index");
+/// How long ago this server heard the leader, on answers to stale reads: a span, or `unknown` if never since its start.
+pub const OPTIMUS_STALENESS: HeaderName = HeaderName::from_static("optimus-staleness");
 pub const OPTIMUS_LEADER: HeaderName = HeaderName::from_static("optimus-leader");
 
 /// How fresh a read must be.
@@ -36,6 +39,17 @@ pub enum Consistency {
     Stale,
 }
 
+/// What a read asks of the state it is answered from.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Freshness {
+    pub consistency: Option<Consistency>,
+    pub min_index: Option<u64>,
+    pub max_staleness: Option<Span>,
+}
+
+/// Longest wait for `min_index`; a linearizable read takes no longer either.
+pub const CATCH_UP_MAX: Duration = Duration::from_secs(5);
+
 /// One request whose permission has been checked.
 pub(crate) struct Ctx {
     pub shared: Arc<Shared>,
@@ -45,6 +59,8 @@ pub(crate) struct Ctx {
     pub parts: Parts,
     /// In a mutex only because a body is not `Sync`, and a handler's future must be `Send`.
     body: Mutex<Option<Body>>,
+    /// Age of a stale read's state; empty for others.
+    staleness: OnceLock<Option<Span>>,
 }
 
 impl Ctx {
@@ -56,7 +72,7 @@ impl Ctx {
         request: Request<Body>,
     ) -> Self {
         let (parts, body) = request.into_parts();
-        Ctx { shared, trace, principal, params, parts, body: Mutex::new(Some(body)) }
+        Ctx { shared, trace, principal, params, parts, body: Mutex::new(Some(body)), staleness: OnceLock::new() }
     }
 
     pub fn store(&self) -> &Store {
@@ -91,10 +107,42 @@ impl Ctx {
     }
 
     /// A snapshot to answer from.
-    pub async fn read(&self, consistency: Option<Consistency>) -> Result<State, ApiError> {
-        match consistency.unwrap_or_default() {
-            Consistency::Linearizable => Ok(self.store().read().await?),
-            Consistency::Stale => Ok(self.store().state()),
+    pub async fn read(&self, fresh: Freshness) -> Result<State, ApiError> {
+        let confirmed = async {
+            match fresh.consistency.unwrap_or_default() {
+                Consistency::Linearizable => Ok(self.store().confirm().await?),
+                Consistency::Stale => Ok(()),
+            }
+        };
+        let reached = async {
+            match fresh.min_index {
+                Some(index) => self.reach(index).await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(confirmed, reached)?;
+        if fresh.consistency == Some(Consistency::Stale) {
+            let age = self.store().status().leader_age.map(Span::from);
+            if let Some(most) = fresh.max_staleness.filter(|most| age.is_none_or(|age| age > *most)) {
+                let age = age.map_or_else(|| "not at all since its start".to_owned(), |age| format!("{age} ago"));
+                return Err(ApiError::behind(format!("this server last heard the leader {age}, at most {most} was asked for")));
+            }
+            let _ = self.staleness.set(age); // a request reads once; of two the first is the older
+        }
+        Ok(self.store().state())
+    }
+
+    /// Waits until this server's state has `index`.
+    async fn reach(&self, index: u64) -> Result<(), ApiError> {
+        let mut applied = self.store().applied();
+        let reached = applied.wait_for(|at| *at >= index);
+        match tokio::time::timeout(CATCH_UP_MAX, reached).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(crate::store::ProposeError::Stopping.into()),
+            Err(_) => {
+                let at = *self.store().applied().borrow();
+                Err(ApiError::behind(format!("this server's state is of index {at}, index {index} was asked for")))
+            }
         }
     }
 
@@ -151,6 +199,10 @@ impl Ctx {
     pub fn mark(&self, response: &mut Response, index: u64) {
         let headers = response.headers_mut();
         headers.insert(OPTIMUS_INDEX, HeaderValue::from(index));
+        if let Some(age) = self.staleness.get() {
+            let age = age.map_or_else(|| "unknown".to_owned(), |age| age.to_string());
+            headers.insert(OPTIMUS_STALENESS, HeaderValue::try_from(age).expect("a span is digits and letters"));
+        }
         if let Some(leader) = self.store().status().leader {
             headers.insert(OPTIMUS_LEADER, HeaderValue::from(leader));
         }

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use utoipa::IntoParams;
 
-use super::context::{Consistency, Ctx};
+use super::context::{Consistency, Ctx, Freshness};
 use super::merge::{Merge, Next};
 use super::ndjson::{self, HEARTBEAT, Lines};
 use super::problem::ApiError;
@@ -54,6 +54,10 @@ pub(crate) struct LogsQuery {
     /// Only this copy: name (`web-0`), slot number or id.
     pub copy: Option<String>,
     pub consistency: Option<Consistency>,
+    /// Answer from no older a state than this index (`Optimus-Index` of an earlier answer): wait for it, up to 5 s.
+    pub min_index: Option<u64>,
+    /// With `consistency=stale`: refuse (503) if this server has not heard the leader for longer.
+    pub max_staleness: Option<Span>,
 }
 
 /// What is asked of each copy.
@@ -81,7 +85,8 @@ pub(crate) async fn workload_logs(ctx: Ctx) -> Result<Response, ApiError> {
     }
     let since = query.since.as_deref().map(|text| parse_since(text, ctx.store().env.clock.now())).transpose()?;
     let asked = Asked { key, copy: query.copy, since, tail: query.tail, follow: query.follow };
-    let state = ctx.read(query.consistency).await?;
+    let state =
+        ctx.read(Freshness { consistency: query.consistency, min_index: query.min_index, max_staleness: query.max_staleness }).await?;
     workloads::row(&state, &asked.key)?;
     let copies = asked.copies(&state);
     if copies.len() > COPIES_MAX {

@@ -93,6 +93,9 @@ impl ApiError {
     pub fn overloaded(detail: impl Into<String>) -> Self {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::OVERLOADED, detail).retry(RETRY_DEFAULT)
     }
+    pub fn behind(detail: impl Into<String>) -> Self {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::BEHIND, detail).retry(RETRY_DEFAULT)
+    }
     pub fn host_not_allowed(detail: impl Into<String>) -> Self {
         ApiError::new(StatusCode::FORBIDDEN, code::HOST_NOT_ALLOWED, detail)
     }
@@ -166,6 +169,9 @@ impl From<ProposeError> for ApiError {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::NO_LEADER, detail).retry(retry_after.as_duration())
             }
             ProposeError::Overloaded { retry_after } => ApiError::overloaded(detail).retry(retry_after.as_duration()),
+            ProposeError::Unknown { retry_after } => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code::NO_LEADER, detail)
+                .retry(retry_after.as_duration())
+                .hint("repeat the request with the same Idempotency-Key, or read before you repeat it without one"),
             ProposeError::TimedOut(_) => ApiError::new(StatusCode::GATEWAY_TIMEOUT, code::TIMED_OUT, detail),
             ProposeError::Stopping => ApiError::overloaded(detail).hint("ask another server, or this one once it is up again"),
         }

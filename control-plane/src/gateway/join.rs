@@ -10,7 +10,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use optimus_common::api::v1::JoinTokenAnswer;
-use optimus_common::join_token::{JoinToken, Role, SERVERS_MAX, is_host_port};
+use optimus_common::join_token::{JoinToken, Role, is_host_port};
 use optimus_common::protocol::{Blob, JoinAnswer, JoinRequest, Message, PROTOCOL, Refused, ServerJoinAnswer, ServerJoinRequest};
 use optimus_common::reason::{Code, code};
 use optimus_common::{NodeId, Span, Timestamp, TokenId};
@@ -66,13 +66,7 @@ async fn create(shared: &Shared, role: Role, ttl: Span, uses: u32) -> Result<Joi
     if let Applied::Refused(refusal) = shared.store.propose(command).await? {
         return Err(JoinTokenError::Refused(refusal.to_string()));
     }
-    // This server first, as it is known to answer; then its peers.
-    let peers = shared.store.state();
-    let mut servers: Vec<String> = shared.advertise.clone();
-    servers.extend(peers.servers.values().filter(|s| !s.leaving).map(|s| s.address.clone()));
-    let mut seen = std::collections::BTreeSet::new();
-    servers.retain(|s| seen.insert(s.clone()));
-    servers.truncate(SERVERS_MAX);
+    let servers = super::servers::addresses(shared);
     let token = JoinToken { servers, ca_sha256: shared.identity.ca_fingerprint(), role, id, secret, expires_at };
     tracing::info!(token = %id, %expires_at, uses, "join token made");
     Ok(JoinTokenAnswer { token: token.encode(), id: id.to_string(), expires_at, uses })

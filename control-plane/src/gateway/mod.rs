@@ -9,11 +9,11 @@
 //!    ALPN agent -> session::serve  certificate checked against state -> NodeUp -> Welcome
 //!                     pushes Desired   (woken by desired::Hub)
 //!                     takes Reports    -> reports::Reports -> Command::Report
-//!                     Ping / Pong      -> Heard            -> leases::run -> Command::NodeDown (leader only)
+//!                     Ping / Pong      -> Heard            -> leases -> the leader -> Command::NodeDown
 //!    ALPN raft  -> PeerServe::serve
 //! ```
-//! Sessions are held by the leader only; a server that does not lead sends agents on. What an agent
-//! says is believed about the node in its certificate and about nothing else.
+//! Every server holds sessions, as long as it hears a leader. What an agent says is believed about the node in its
+//! certificate and about nothing else.
 
 mod admission;
 mod calls;
@@ -21,6 +21,7 @@ mod desired;
 mod join;
 mod leases;
 mod reports;
+mod servers;
 mod session;
 mod sessions;
 
@@ -40,15 +41,18 @@ use tokio_util::task::TaskTracker;
 use crate::auth::AdminToken;
 use crate::identity::{Identity, IdentityError};
 use crate::peers::PeerServe;
+use crate::raft::PeerHandler;
 use crate::store::Store;
 use admission::{Admission, Place};
 use sessions::Sessions;
+
+pub use leases::LeaseReports;
 
 /// How often an agent is asked whether it is there.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A node not heard for so long is down.
 pub const LEASE: Duration = Duration::from_secs(5);
-/// After a server has become leader nodes get this long to come back before silence counts.
+/// After a start of the whole cluster nodes get this long to come back before silence counts.
 pub const GRACE: Duration = Duration::from_secs(10);
 /// Longest wait at the end for sessions to close.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
@@ -91,6 +95,7 @@ struct Shared {
     reports: reports::Reports,
     /// Who serves other servers; without it they find no common protocol.
     peers: Option<Arc<dyn PeerServe>>,
+    leases: leases::Leases,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -135,6 +140,7 @@ impl Gateway {
             sessions: Sessions::default(),
             reports: reports::Reports::default(),
             peers,
+            leases: leases::Leases::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
@@ -143,6 +149,21 @@ impl Gateway {
 
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Sets the way to the leader; without one this server is taken to be alone. The first call counts.
+    pub fn set_peers(&self, peers: Arc<dyn LeaseReports>) {
+        self.shared.leases.set_peers(peers);
+    }
+
+    /// What answers other servers' lease reports, for [`RaftNode::set_handler`](crate::raft::RaftNode::set_handler).
+    pub fn lease_handler(&self) -> Arc<dyn PeerHandler> {
+        Arc::new(leases::Handler::new(&self.shared))
+    }
+
+    /// The server that holds a node's session, if it is not this one. Known to the leader only.
+    pub fn holder(&self, node: NodeId) -> Option<u64> {
+        self.shared.leases.holder(node)
     }
 
     /// Nodes with a session here.
@@ -161,7 +182,10 @@ impl Gateway {
         let shared = &self.shared;
         shared.tasks.spawn(desired::run(shared.clone()));
         shared.tasks.spawn(reports::run(shared.clone()));
-        shared.tasks.spawn(leases::run(shared.clone()));
+        // From before the first session, so that those of the first moments count as heard.
+        shared.leases.serving_since(shared.store.env.clock.monotonic(), &shared.store.status());
+        shared.tasks.spawn(leases::watch(shared.clone()));
+        shared.tasks.spawn(leases::report(shared.clone()));
         tracing::info!(address = %self.local, "waiting for agents");
         loop {
             tokio::select! {

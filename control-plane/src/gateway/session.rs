@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use optimus_common::protocol::{
-    ALLOCS_PER_NODE_MAX, Desired, Hello, Message, NodeFacts, PROTOCOL, Ping, Refused, RenewAnswer, RenewRequest, Welcome,
+    ALLOCS_PER_NODE_MAX, Desired, Hello, Message, NodeFacts, PROTOCOL, Ping, Refused, RenewAnswer, RenewRequest, Servers, VERSION_SERVERS,
+    Welcome,
 };
 use optimus_common::reason::{Code, code};
 use optimus_common::{NodeId, Timestamp};
@@ -23,8 +24,9 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::mpsc;
 
 use super::admission::Place;
+use super::leases::{self, STALE};
 use super::sessions::Session;
-use super::{HEARTBEAT, LEASE, Shared, log_end};
+use super::{HEARTBEAT, LEASE, Shared, log_end, servers};
 use crate::identity::CheckedRequest;
 use crate::store::ProposeError;
 
@@ -32,6 +34,8 @@ use crate::store::ProposeError;
 const REPORT_MAX: usize = 2 << 20;
 /// Heartbeats between two looks at the desired set that nothing asked for.
 const LOOK_EVERY: u64 = 30;
+/// How long a greeting waits for this server to reach what the agent holds already.
+const CATCH_UP: Duration = Duration::from_secs(1);
 /// Longest text in a node's facts, and most entries of its lists.
 const FACT_TEXT_MAX: usize = 512;
 const FACT_ENTRIES_MAX: usize = 128;
@@ -125,14 +129,18 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
         }
     };
     drop(place); // it has proved itself
-    let session = shared.sessions.enter(node, connection.clone(), shared.store.env.clock.monotonic());
+    let now = shared.store.env.clock.monotonic();
+    let session = shared.sessions.enter(node, connection.clone(), now);
+    leases::entered(shared, node, now);
     tracing::info!(%node, %address, "agent connected");
-    let running = Running { shared, peer: &peer, session: &session, expires_at: AtomicU64::new(peer.not_after.0) };
+    let running =
+        Running { shared, peer: &peer, session: &session, version: welcome.version, expires_at: AtomicU64::new(peer.not_after.0) };
     match writer.send(welcome).await {
         Ok(()) => Box::pin(running.run(reader, writer, generation)).await,
         Err(error) => log_end(address, node, &error),
     }
     shared.sessions.leave(node, &session);
+    leases::left(shared);
 }
 
 /// The proven holder of an agent's certificate.
@@ -197,9 +205,8 @@ async fn welcome(shared: &Shared, peer: &Peer, hello: Hello) -> Result<(Welcome,
     if node != peer.node {
         return Err(No::new(&code::NODE_REFUSED, format!("the agent calls itself node {node}, its certificate says {}", peer.node)));
     }
-    if !shared.store.status().is_leader {
-        return Err(No::new(&code::NO_LEADER, "this server does not lead the cluster at the moment"));
-    }
+    open_to_agents(shared)?;
+    caught_up(shared, generation).await?;
     let facts: NodeFacts = facts.open().map_err(|e| No::new(&code::BAD_REQUEST, format!("the node's facts cannot be read: {e}")))?;
     check_facts(&facts).map_err(|what| No::new(&code::BAD_REQUEST, what))?;
     let state = admitted(shared, peer).await?;
@@ -210,6 +217,35 @@ async fn welcome(shared: &Shared, peer: &Peer, hello: Hello) -> Result<(Welcome,
         return Err(No::new(&code::NODE_REFUSED, refusal.to_string()));
     }
     Ok((Welcome { version, cluster: shared.identity.cluster(), heartbeat: HEARTBEAT.into() }, generation))
+}
+
+/// A server that hears no leader holds no sessions: what its agents say would reach nobody.
+fn open_to_agents(shared: &Shared) -> Result<(), No> {
+    let now = shared.store.env.clock.monotonic();
+    match shared.leases.serving_since(now, &shared.store.status()) {
+        Some(_) => Ok(()),
+        None => Err(No::new(&code::NO_LEADER, format!("this server has heard no leader for {} s", STALE.as_secs()))),
+    }
+}
+
+/// A desired set never goes back, so a follower that is behind what the agent holds would have nothing to tell it. The
+/// leader is never behind: if it seems so, the cluster was restored from a backup, and the agent waits there.
+async fn caught_up(shared: &Shared, generation: u64) -> Result<(), No> {
+    let mut applied = shared.store.applied();
+    let reached = async {
+        while shared.store.state().index < generation {
+            if applied.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = reached => Ok(()),
+        () = shared.store.env.clock.sleep(CATCH_UP) => match shared.store.status().is_leader {
+            true => Ok(()),
+            false => Err(No::new(&code::NO_LEADER, "this server is behind the desired set the agent holds")),
+        },
+    }
 }
 
 /// Bounds what a node may put into the replicated state about itself.
@@ -262,6 +298,8 @@ struct Running<'a> {
     shared: &'a Arc<Shared>,
     peer: &'a Peer,
     session: &'a Session,
+    /// Of the protocol.
+    version: u16,
     /// Of the newest certificate issued in this session, in milliseconds.
     expires_at: AtomicU64,
 }
@@ -354,6 +392,8 @@ impl Running<'_> {
     ) -> Result<std::convert::Infallible, End> {
         let clock = &self.shared.store.env.clock;
         let mut sent = None;
+        let mut servers = Vec::new();
+        self.tell_servers(&mut writer, &mut servers).await?;
         self.push(&mut writer, generation, &mut sent).await?;
         let mut n = 0u64;
         let mut next_ping = clock.monotonic();
@@ -367,6 +407,7 @@ impl Running<'_> {
                     self.check().await?;
                     n += 1;
                     writer.send(Ping { n }).await?;
+                    self.tell_servers(&mut writer, &mut servers).await?;
                     // The first set waits for our state to reach the agent's generation.
                     if sent.is_none() || n.is_multiple_of(LOOK_EVERY) {
                         self.push(&mut writer, generation, &mut sent).await?;
@@ -374,6 +415,19 @@ impl Running<'_> {
                 }
             }
         }
+    }
+
+    /// Sends the addresses of all servers if they are others than the ones sent last.
+    async fn tell_servers(&self, writer: &mut FrameWriter, sent: &mut Vec<String>) -> Result<(), End> {
+        if self.version < VERSION_SERVERS {
+            return Ok(());
+        }
+        let addresses = servers::addresses(self.shared);
+        if *sent != addresses {
+            writer.send(Servers { addresses: addresses.clone() }).await?;
+            *sent = addresses;
+        }
+        Ok(())
     }
 
     /// Sends the desired set if it is another than the one sent last.
@@ -411,9 +465,7 @@ impl Running<'_> {
             let message = format!("not heard for {} s", silent.as_secs());
             return Err(End::No(close::SILENT, No::new(&code::TIMED_OUT, message)));
         }
-        if !self.shared.store.status().is_leader {
-            return Err(End::No(close::GOING_AWAY, No::new(&code::NO_LEADER, "this server no longer leads the cluster")));
-        }
+        open_to_agents(self.shared).map_err(|no| End::No(close::GOING_AWAY, no))?;
         let now = env.clock.now();
         let expires_at = Timestamp(self.expires_at.load(Ordering::Relaxed));
         if now > expires_at {

@@ -12,6 +12,8 @@ use optimus_host::transport::close;
 use quinn::{Connection, VarInt};
 use tokio::sync::Notify;
 
+use super::leases::{Hearing, RECENT};
+
 /// When a node was last heard, in milliseconds of the monotonic clock.
 #[derive(Debug, Default)]
 pub struct Heard(AtomicU64);
@@ -30,6 +32,8 @@ impl Heard {
 pub struct Session {
     /// Tells an ended session from the one that took its place.
     number: u64,
+    /// On the monotonic clock.
+    began: Duration,
     pub connection: Connection,
     /// Wakes the session to look at the desired set.
     pub wake: Arc<Notify>,
@@ -58,7 +62,7 @@ impl Sessions {
         let mut inner = self.inner();
         inner.next += 1;
         let heard = inner.heard.entry(node).or_default().clone();
-        let session = Session { number: inner.next, connection, wake: Arc::new(Notify::new()), heard };
+        let session = Session { number: inner.next, began: now, connection, wake: Arc::new(Notify::new()), heard };
         let older = inner.sessions.insert(node, session.clone());
         drop(inner);
         if let Some(older) = older {
@@ -90,6 +94,37 @@ impl Sessions {
 
     pub fn connected(&self) -> Vec<NodeId> {
         self.inner().sessions.keys().copied().collect()
+    }
+
+    /// When the session of a node began.
+    pub fn began(&self, node: NodeId) -> Option<Duration> {
+        self.inner().sessions.get(&node).map(|s| s.began)
+    }
+
+    /// Every node connected, or heard lately.
+    pub fn hearings(&self, now: Duration) -> BTreeMap<NodeId, Hearing> {
+        let inner = self.inner();
+        let hearings = inner.heard.iter().filter_map(|(&node, heard)| {
+            let (heard, session) = (heard.at(), inner.sessions.get(&node).map(|s| s.began));
+            (session.is_some() || now.saturating_sub(heard) <= RECENT).then_some((node, Hearing { heard, session }))
+        });
+        hearings.collect()
+    }
+
+    /// Ends the session of a node if it is older than the one it has at another server since `younger`.
+    pub fn replace(&self, node: NodeId, younger: Duration) {
+        let Some(session) = self.get(node).filter(|s| s.began < younger) else { return };
+        tracing::info!(%node, address = %session.connection.remote_address(), "the node has a younger session at another server: this one ends");
+        session.connection.close(VarInt::from_u32(close::REPLACED), b"replaced by a newer session of this node at another server");
+    }
+
+    /// Sends all agents to other servers. Gives how many there were.
+    pub fn close_all(&self) -> usize {
+        let inner = self.inner();
+        for session in inner.sessions.values().filter(|s| s.connection.close_reason().is_none()) {
+            session.connection.close(VarInt::from_u32(close::GOING_AWAY), b"this server has heard no leader for a while");
+        }
+        inner.sessions.len()
     }
 
     pub fn last_heard(&self, node: NodeId) -> Option<Duration> {

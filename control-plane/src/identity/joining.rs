@@ -21,6 +21,8 @@ use crate::auth::AdminToken;
 
 /// Longest wait for the answer: the cluster commits the server before it answers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest wait for one server to answer the knock.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_MAX: usize = 64 << 10;
 /// How long the joiner goes on asking a cluster that has no leader at the moment.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -108,7 +110,7 @@ async fn ask_until(token: &JoinToken, request: &ServerJoinRequest, env: &Env) ->
         let mut tried = Vec::new();
         let mut wrong = None;
         for server in &token.servers {
-            let connection = match dial(&endpoint, config.clone(), server).await {
+            let connection = match dial(&endpoint, config.clone(), server, CONNECT_TIMEOUT).await {
                 Ok(connection) => connection,
                 Err(DialError::NotTrusted(reason)) if reason.contains(PIN_MISMATCH) => {
                     wrong = Some(server.clone());

@@ -158,8 +158,8 @@ impl Link {
         let refusals = state.borrow().refusals;
         self.poke.notify_one();
         match state.wait_for(|s| s.live.is_some() || s.refusals != refusals).await {
-            Ok(s) => s.live.clone().ok_or_else(|| PeerError::Unreachable(s.reason.clone())),
-            Err(_) => Err(PeerError::Unreachable("this server is stopping".to_owned())),
+            Ok(s) => s.live.clone().ok_or_else(|| PeerError::NotSent(s.reason.clone())),
+            Err(_) => Err(PeerError::NotSent("this server is stopping".to_owned())),
         }
     }
 

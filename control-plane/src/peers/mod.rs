@@ -114,7 +114,7 @@ impl QuicPeers {
         if let Some((link, _)) = links.get(&peer.id) {
             return Ok(link.clone());
         }
-        let unreachable = |why: String| Err(PeerError::Unreachable(why));
+        let unreachable = |why: String| Err(PeerError::NotSent(why));
         if self.stop.is_cancelled() {
             return unreachable("this server is stopping".to_owned());
         }

@@ -107,7 +107,7 @@ pub(super) async fn reply(send: SendStream, kind: PeerRpc, answer: Result<Bytes,
         Ok(body) => (0, body),
         Err(PeerError::Refused(reason)) => (1, short(reason)),
         Err(PeerError::Stopped(reason)) => (2, short(reason)),
-        Err(PeerError::Unreachable(reason)) => (3, short(reason)),
+        Err(PeerError::Unreachable(reason) | PeerError::NotSent(reason)) => (3, short(reason)),
         Err(PeerError::Timeout) => (4, Bytes::new()),
     };
     write(send, kind, status, body).await

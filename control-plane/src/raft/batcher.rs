@@ -32,7 +32,7 @@ pub(crate) struct Proposal<A> {
 }
 
 impl<A> Proposal<A> {
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.commands.iter().map(|c| c.0.len()).sum()
     }
 }
@@ -142,7 +142,8 @@ impl<M: Machine> Batcher<M> {
 
     fn explain(&self, e: RaftError<u64, ClientWriteError<u64, openraft::BasicNode>>) -> ProposeError {
         match e {
-            // It led a moment ago, so the entry may be in the log and still be committed.
+            // openraft says so before it appends, and also when a new leader has cut the entry off this log; then another
+            // server may still hold it and win the next election.
             RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => ProposeError::Unknown,
             RaftError::APIError(ClientWriteError::ChangeMembershipError(e)) => ProposeError::Fatal(e.to_string()),
             RaftError::Fatal(RaftFatal::Stopped) => match self.fatal.get() {

@@ -179,19 +179,29 @@ pub enum ProposeError {
     /// The command could not be encoded; nothing was appended.
     #[error("command does not encode: {0}")]
     Encode(String),
-    /// No server was found that leads; nothing was appended. Retry later.
-    #[error("no server leads (leader: {leader:?})")]
+    /// No leader took the command: none is known, or the one asked does not lead. Nothing was appended.
+    #[error("this server is not the leader (leader: {leader:?})")]
     NoLeader {
         /// The leader, when known.
         leader: Option<u64>,
     },
-    /// Leadership or a connection was lost while the command was under way. It may or may not take effect: retry under the
-    /// same (client id, sequence).
-    #[error("the outcome of the proposal is unknown")]
-    Unknown,
-    /// No quorum confirmed the entry in time. The outcome is unknown: retry under the same (client id, sequence).
+    /// No quorum confirmed the entry in time. The outcome is unknown: retry under the same request id.
     #[error("no quorum confirmed the proposal in time, its outcome is unknown")]
     Timeout,
+    /// The leader was lost while the proposal was under way. The outcome is unknown: retry under the same request id.
+    #[error("the leader was lost while the proposal was under way, its outcome is unknown")]
+    Unknown,
+    /// The leader does not understand or allow the command; nothing was appended.
+    #[error("the leader refused the proposal: {0}")]
+    Refused(String),
+    /// The command was committed at `index`, but its answer does not decode: the leader runs a newer version.
+    #[error("the proposal was committed as entry {index}, its answer does not decode: {reason}")]
+    Answer {
+        /// Where it was committed.
+        index: u64,
+        /// Why the answer does not decode.
+        reason: String,
+    },
     /// The node is shutting down. The outcome of a proposal already taken is unknown.
     #[error("the raft node is stopping")]
     Stopped,
@@ -209,6 +219,9 @@ pub enum ReadError {
         /// The leader, when known.
         leader: Option<u64>,
     },
+    /// Too many reads wait already.
+    #[error("too many reads are waiting")]
+    Overloaded,
     /// Not confirmed or not applied in time.
     #[error("the read was not confirmed in time")]
     Timeout,

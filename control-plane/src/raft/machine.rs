@@ -19,17 +19,17 @@ pub trait Machine: Send + Sync + 'static {
     /// What applying a command answers, refusals included.
     type Answer: Serialize + DeserializeOwned + Clone + Debug + Send + Sync + 'static;
 
-    /// Whether a command that is committed twice has the effect of one: it carries a request id that
-    /// [`apply`](Self::apply) looks up, or is so by nature. Only such a command is proposed again when its outcome is
-    /// unknown.
-    fn retry_safe(_command: &Self::Command) -> bool {
-        false
-    }
-
     /// Applies one committed command. Deterministic and total.
     ///
     /// Commands that were batched into one log entry share its `index` and are applied in order.
     fn apply(&mut self, index: u64, command: Self::Command) -> Self::Answer;
+
+    /// Whether applying the command twice, with others in between, has the effect of applying it once: because the state
+    /// remembers its request id, or by its nature. Only such a command is sent again when it is not known whether the
+    /// first one took effect.
+    fn retry_safe(_command: &Self::Command) -> bool {
+        false
+    }
 
     /// Captures the state now, cheaply (a pointer copy of persistent maps), and returns how to write it out later.
     fn snapshot(&self) -> Capture;

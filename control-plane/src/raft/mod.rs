@@ -4,7 +4,9 @@
 //! [`Machine`] and answers them once they are durable on a quorum and applied; openraft's own types stay inside.
 //!
 //! ```text
-//! propose --> batcher: many commands, one entry --> openraft --> log_store: one writer, one flush
+//! propose --> forward: to the leader, if another server is it (read_index: the same for reads)
+//!               |
+//!            batcher: many commands, one entry --> openraft --> log_store: one writer, one flush
 //!                                                      |             (redb on a Disk)
 //!             peers <-- network (PeerTransport) <------+
 //!                                                      +--> state_machine --> Machine --> answers, `applied`
@@ -23,8 +25,10 @@ mod log_store;
 mod machine;
 mod network;
 mod node;
+mod read_index;
 mod receiving;
 mod record;
+mod route;
 pub mod runtime;
 mod seed;
 mod snapshots;
@@ -41,6 +45,7 @@ pub use self::error::{AdminError, ProposeError, ReadError, StartError, StoreErro
 pub use self::machine::{Capture, Machine};
 pub use self::network::{MemoryNetwork, NoPeers, Peer, PeerError, PeerHandler, PeerRpc, PeerTransport, Refusal, check_append};
 pub use self::node::{RaftConfig, RaftNode};
+pub use self::route::Traffic;
 pub use self::seed::{LogEntry, SalvageError, Salvaged, Seed, owner, salvage, seed};
 pub use self::status::{Role, Status};
 pub use self::tuning::{IoMode, Tuning};

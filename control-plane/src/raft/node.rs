@@ -5,21 +5,24 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
+use openraft::error::{ClientWriteError, InitializeError, RaftError};
+use openraft::raft::AppendEntriesResponse;
 use openraft::{AsyncRuntime, BasicNode};
 use optimus_common::disk::Disk;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
-use super::batcher::{self, Batcher, Proposal};
+use super::batcher::{self, Batcher};
 use super::clock::Clock;
 use super::election::{Elector, Now};
 use super::error::{AdminError, ProposeError, ReadError, StartError, StoreError, TransferError};
 use super::fatal::Fatal;
-use super::forward::{self, Forwarder, Pause};
+use super::forward::{Carrier, Forwarder, Proposer};
 use super::log_store::{LogReader, LogStore, WriterHandle};
 use super::machine::Machine;
-use super::network::{Contacts, Pace, Peer, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::network::{Contacts, Pace, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::read_index::{Reader, Rounds};
 use super::receiving::Receiver;
+use super::route::{Compass, Counters, Heard, Jitter, Patience, Traffic};
 use super::runtime::Runtime;
 use super::seed::{self, LogEntry};
 use super::snapshots::SnapshotStore;
@@ -59,10 +62,9 @@ struct Inner<M: Machine> {
     id: u64,
     raft: Raft,
     log: LogReader,
-    proposals: mpsc::Sender<Proposal<M::Answer>>,
-    /// Proposals for another server that leads.
-    forwards: mpsc::Sender<Proposal<M::Answer>>,
-    reads: mpsc::Sender<forward::Read>,
+    proposer: Proposer<M>,
+    reader: Reader,
+    heard: Heard,
     applied: watch::Receiver<u64>,
     leads: watch::Receiver<bool>,
     fatal: Fatal,
@@ -106,7 +108,7 @@ impl<M: Machine> RaftNode<M> {
         let snapshots = Arc::new(snapshots);
         let receiver = Arc::new(Receiver::new(snapshots.disk(), fatal.clone(), tuning.io));
         let (log, writer) = LogStore::open(disk, node_id, snapshots.gate(), fatal.clone(), tuning.io).await?;
-        let (clock, reader) = (Arc::new(Clock::new(&tuning, log.flushes())), log.reader());
+        let (clock, log_reader) = (Arc::new(Clock::new(&tuning, log.flushes())), log.reader());
 
         let purged = log.bounds().0.map(|id| id.index);
         let reached = newest.as_ref().and_then(|s| s.meta.last_log_id).map(|id| id.index);
@@ -152,23 +154,50 @@ impl<M: Machine> RaftNode<M> {
             gate: gate.clone(),
         };
         let batcher = Runtime::spawn(batcher.run());
+
+        let compass = Compass { id: node_id, raft: raft.clone(), transport: network.clone() };
+        let (jitter, counters) = (Arc::new(Jitter::new()), Arc::new(Counters::default()));
+        let (away, queue) = mpsc::channel(tuning.queue);
+        let carrier = Carrier::new(compass.clone(), tuning.clone(), counters.clone());
+        let forwarder = Forwarder::<M> { carrier, queue, stop: stopping.clone() };
+        let forwarder = Runtime::spawn(forwarder.run());
+        let (asks, asked) = mpsc::channel(tuning.queue);
+        let rounds = Rounds {
+            compass: compass.clone(),
+            asks: asked,
+            stop: stopping.clone(),
+            tuning: tuning.clone(),
+            fatal: fatal.clone(),
+            counters: counters.clone(),
+        };
+        let rounds = Runtime::spawn(rounds.run());
+        let proposer = Proposer {
+            compass: compass.clone(),
+            here: proposals,
+            away,
+            tuning: tuning.clone(),
+            fatal: fatal.clone(),
+            jitter: jitter.clone(),
+            counters: counters.clone(),
+        };
+        let reader = Reader { compass, asks, fatal: fatal.clone(), jitter, counters };
+
         let (leads_now, leads) = watch::channel(false);
         let follow = watch_metrics(raft.clone(), clock.clone(), leads_now, stopping.clone(), fatal.clone());
         let guard = watch_core(raft.clone(), busy, receiver.clone(), applied_seen.clone(), stopping.clone(), fatal.clone());
         let watcher = Runtime::spawn(async { _ = tokio::join!(follow, guard) });
-        let elector = Arc::new(Elector::new(node_id, raft.clone(), reader.clone(), clock, network.clone(), leads.clone()));
+        let elector = Arc::new(Elector::new(node_id, raft.clone(), log_reader.clone(), clock, network.clone(), leads.clone()));
         let elections = Runtime::spawn(elector.clone().run(stopping));
-        let (forwards, forward_queue) = mpsc::channel(tuning.queue);
-        let (reads, read_queue) = mpsc::channel(tuning.queue);
-        let (forward_stop, read_stop) = (stop.subscribe(), stop.subscribe());
+        let tasks =
+            vec![("elections", elections), ("forwarder", forwarder), ("rounds", rounds), ("batcher", batcher), ("watcher", watcher)];
         let membership = tokio::sync::Mutex::new(());
         let inner = Inner {
             id: node_id,
             raft,
-            log: reader,
-            proposals,
-            forwards,
-            reads,
+            log: log_reader,
+            proposer,
+            reader,
+            heard: Heard::default(),
             applied: applied_seen,
             leads,
             fatal,
@@ -178,21 +207,12 @@ impl<M: Machine> RaftNode<M> {
             handler: std::sync::OnceLock::new(),
             receiver: std::sync::Mutex::new(Some(receiver)),
             stop,
-            parts: tokio::sync::Mutex::new(None),
+            parts: tokio::sync::Mutex::new(Some(Parts { tasks, writer })),
             membership,
             elector,
             gate,
         };
         let node = Self { inner: Arc::new(inner) };
-        let forwarder = Forwarder { node: node.clone(), queue: forward_queue, stop: forward_stop };
-        let tasks = vec![
-            ("elections", elections),
-            ("batcher", batcher),
-            ("forwarder", Runtime::spawn(forwarder.run())),
-            ("reads", Runtime::spawn(forward::read_loop(node.clone(), read_queue, read_stop))),
-            ("watcher", watcher),
-        ];
-        *node.inner.parts.lock().await = Some(Parts { tasks, writer });
 
         // Nobody else can win, so waiting out an election timeout would only delay the start.
         // The metrics do not show the membership yet; openraft's own state does.
@@ -240,17 +260,15 @@ impl<M: Machine> RaftNode<M> {
         }
     }
 
-    /// Replicates one command and gives its log index and answer once it is durable on a quorum and applied here. On a
-    /// server that does not lead it goes to the one that does. While there is no leader it waits for one.
+    /// Replicates one command and gives its log index and answer once it is durable on a quorum and applied here.
+    ///
+    /// A server that does not lead has the leader propose it, and tries again while that is harmless: for twice the
+    /// patience at most, without a leader for three seconds.
     ///
     /// # Errors
     /// See [`ProposeError`] for which of them leave the outcome unknown.
     pub async fn propose(&self, command: M::Command) -> Result<(u64, M::Answer), ProposeError> {
-        let (index, mut answers) = self.propose_many(vec![command]).await?;
-        match answers.pop() {
-            Some(answer) => Ok((index, answer)),
-            None => Err(ProposeError::Fatal("a command came back without an answer".to_owned())),
-        }
+        single(self.propose_many(vec![command]).await?)
     }
 
     /// Replicates commands that stay together, in order, in one log entry (all or none of them are applied).
@@ -260,101 +278,45 @@ impl<M: Machine> RaftNode<M> {
     /// [`MAX_BATCH_BYTES`](super::MAX_BATCH_BYTES); otherwise as [`propose`](Self::propose).
     pub async fn propose_many(&self, commands: Vec<M::Command>) -> Result<(u64, Vec<M::Answer>), ProposeError> {
         let retry_safe = commands.iter().all(M::retry_safe);
-        let commands = batcher::encode::<M>(&commands)?;
-        if commands.is_empty() {
+        let encoded = batcher::encode::<M>(&commands)?;
+        if encoded.is_empty() {
             return Ok((*self.inner.applied.borrow(), Vec::new()));
         }
-        let mut last = ProposeError::Timeout;
-        let mut pause = Pause::new();
-        let tries = async {
-            loop {
-                if let Some(reason) = self.inner.fatal.get() {
-                    return Err(ProposeError::Fatal(reason));
-                }
-                let here = *self.inner.leads.borrow();
-                let queue = if here { &self.inner.proposals } else { &self.inner.forwards };
-                match self.queued(queue, commands.clone()).await {
-                    Err(e @ ProposeError::NoLeader { .. }) => last = e,
-                    Err(e @ (ProposeError::Unknown | ProposeError::Timeout)) if retry_safe => last = e,
-                    Ok((index, answers)) if !here => {
-                        // So that the proposer reads its own write here. Late is no failure: it is committed.
-                        let _ = self.wait_applied(index).await;
-                        return Ok((index, answers));
-                    }
-                    other => return other,
-                }
-                pause.wait().await;
-            }
-        };
-        // Once for the answer, once for a leader to be there.
-        let limit = self.inner.tuning.patience * 2;
-        Runtime::timeout(limit, tries).await.unwrap_or(Err(last))
-    }
-
-    /// Proposes at this server and nowhere else.
-    pub(super) async fn propose_here(&self, commands: Vec<super::types::Blob>) -> Result<(u64, Vec<M::Answer>), ProposeError> {
-        let bytes = commands.iter().map(|c| c.0.len()).sum();
-        let (max_commands, max_bytes) = (batcher::MAX_BATCH_COMMANDS, batcher::MAX_BATCH_BYTES);
-        if commands.is_empty() || commands.len() > max_commands || bytes > max_bytes {
-            return Err(ProposeError::TooLarge { commands: commands.len(), bytes, max_commands, max_bytes });
+        let (index, answers, elsewhere) = self.inner.proposer.propose(encoded, retry_safe).await?;
+        // Whoever reads this server next shall see what it wrote. It is committed in any case.
+        if elsewhere && let Err(error) = self.wait_applied(index).await {
+            tracing::warn!(index, %error, "answering a proposal before this server has applied it");
         }
-        self.queued(&self.inner.proposals, commands).await
+        Ok((index, answers))
     }
 
-    async fn queued(
-        &self,
-        queue: &mpsc::Sender<Proposal<M::Answer>>,
-        commands: Vec<super::types::Blob>,
-    ) -> Result<(u64, Vec<M::Answer>), ProposeError> {
-        let (reply, answer) = oneshot::channel();
-        queue.try_send(Proposal { commands, reply }).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => self.stopped(),
-        })?;
-        answer.await.unwrap_or_else(|_| Err(self.stopped()))
+    /// Like [`propose`](Self::propose), on this server only: what a leader has decided is void once it leads no more.
+    ///
+    /// # Errors
+    /// [`ProposeError::NoLeader`] at once when this server does not lead.
+    pub async fn propose_here(&self, command: M::Command) -> Result<(u64, M::Answer), ProposeError> {
+        let encoded = batcher::encode::<M>(&[command])?;
+        single(self.inner.proposer.propose_here(encoded).await?)
     }
 
-    fn stopped(&self) -> ProposeError {
-        self.inner.fatal.get().map_or(ProposeError::Stopped, ProposeError::Fatal)
-    }
-
-    /// Waits until this server's state holds every write acknowledged before the call, anywhere. Gives that index. The
-    /// leader, which may be another server, confirms with a quorum that it leads.
+    /// Waits until this server's state holds every write acknowledged before the call, anywhere, and gives that index.
+    /// The leader confirms with a quorum that it leads; another server asks it to, for as long as the patience lasts.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub async fn linearizable(&self) -> Result<u64, ReadError> {
-        let index = self.read_index().await?;
-        self.wait_applied(index).await?;
-        Ok(index)
+        let mut patience = Patience::new(&self.inner.tuning, self.inner.tuning.patience);
+        let index = self.inner.reader.anywhere(&mut patience).await?;
+        let applied = Runtime::timeout(patience.left(), self.wait_applied(index)).await;
+        applied.unwrap_or(Err(ReadError::Timeout)).map(|()| index)
     }
 
-    /// Like [`linearizable`](Self::linearizable), without waiting for this server's own state.
+    /// The index a linearizable read must have seen, confirmed by this server with a quorum.
     ///
     /// # Errors
-    /// See [`ReadError`].
+    /// [`ReadError::NoLeader`] at once when this server does not lead.
     pub async fn read_index(&self) -> Result<u64, ReadError> {
-        let (reply, found) = oneshot::channel();
-        self.inner.reads.try_send(reply).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => ReadError::Timeout,
-            mpsc::error::TrySendError::Closed(_) => ReadError::Stopped,
-        })?;
-        found.await.unwrap_or(Err(ReadError::Stopped))
-    }
-
-    /// Confirms with a quorum that this server leads.
-    pub(super) async fn confirm_read_index(&self) -> Result<u64, ReadError> {
-        match self.inner.tuning.patiently(self.inner.raft.get_read_log_id()).await {
-            None => Err(ReadError::Timeout),
-            Some(Ok((read, _))) => Ok(read.map_or(0, |id| id.index)),
-            Some(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(f)))) => Err(ReadError::NoLeader { leader: f.leader_id }),
-            Some(Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_)))) => Err(ReadError::NoLeader { leader: None }),
-            Some(Err(RaftError::Fatal(e))) => Err(match self.inner.fatal.get() {
-                Some(reason) => ReadError::Fatal(reason),
-                None if matches!(e, openraft::error::Fatal::Stopped) => ReadError::Stopped,
-                None => ReadError::Fatal(e.to_string()),
-            }),
-        }
+        self.inner.reader.here().await
     }
 
     /// Waits until this server's state has reached `index`.
@@ -391,8 +353,13 @@ impl<M: Machine> RaftNode<M> {
 
     /// Where this node stands.
     pub fn status(&self) -> Status {
-        let Inner { raft, contacts, elector, fatal, .. } = &*self.inner;
-        Status::new(&raft.metrics().borrow(), contacts.ages_ms(), &elector.clock, fatal.get())
+        let Inner { raft, contacts, elector, fatal, heard, .. } = &*self.inner;
+        Status::new(&raft.metrics().borrow(), heard.age_ms(), contacts.ages_ms(), &elector.clock, fatal.get())
+    }
+
+    /// What went between this server and the leader.
+    pub fn traffic(&self) -> Traffic {
+        self.inner.reader.counters.now()
     }
 
     /// Index up to which the published state reaches.
@@ -491,33 +458,13 @@ impl<M: Machine> RaftNode<M> {
     /// Asks the server that leads as far as this one knows, `ttl` at most.
     ///
     /// # Errors
-    /// [`PeerError::Unreachable`] when no leader is known or this server leads itself.
+    /// [`PeerError::NotSent`] when no leader is known or this server leads itself.
     pub async fn ask_leader(&self, kind: PeerRpc, body: Bytes, ttl: std::time::Duration) -> Result<Bytes, PeerError> {
-        let leader = self.other_leader().ok_or_else(|| PeerError::Unreachable("no other server is known to lead".to_owned()))?;
-        self.ask(leader, kind, body, ttl).await
-    }
-
-    /// The leader, if it is known and another server.
-    pub(super) fn other_leader(&self) -> Option<Peer> {
-        let metrics = self.inner.raft.metrics();
-        let m = metrics.borrow();
-        let id = m.current_leader.filter(|l| *l != self.inner.id)?;
-        Some(Peer { id, addr: m.membership_config.membership().get_node(&id)?.addr.clone() })
-    }
-
-    pub(super) async fn ask(&self, peer: Peer, kind: PeerRpc, body: Bytes, ttl: std::time::Duration) -> Result<Bytes, PeerError> {
-        let call = self.inner.transport.call(peer, kind, body, ttl);
+        let compass = &self.inner.reader.compass;
+        let leader = compass.leader().and_then(|id| compass.peer(id));
+        let leader = leader.ok_or_else(|| PeerError::NotSent("no other server is known to lead".to_owned()))?;
+        let call = self.inner.transport.call(leader, kind, body, ttl);
         Runtime::timeout(ttl, call).await.map_err(|_| PeerError::Timeout)?
-    }
-
-    pub(super) fn tuning(&self) -> &Tuning {
-        &self.inner.tuning
-    }
-
-    /// A stale address may have brought a request for another server here.
-    pub(super) fn meant_for_us(&self, kind: PeerRpc, to: u64) -> Result<(), PeerError> {
-        let me = self.inner.id;
-        if to == me { Ok(()) } else { Err(PeerError::Refused(format!("{kind:?} request for server {to} reached server {me}"))) }
     }
 
     /// Answers a request of server `from`, whose identity the transport has proven.
@@ -534,8 +481,8 @@ impl<M: Machine> RaftNode<M> {
                 let handler = self.inner.handler.get().ok_or_else(|| PeerError::Refused("this server is still starting".to_owned()))?;
                 return handler.handle(from, kind, body).await;
             }
-            PeerRpc::Propose => return self.serve_propose(&body).await,
-            PeerRpc::ReadIndex => return self.serve_read_index(&body).await,
+            PeerRpc::Propose => return self.inner.proposer.serve(from, &body).await,
+            PeerRpc::ReadIndex => return self.inner.reader.serve(from, &body).await,
             PeerRpc::Transfer => return self.inner.elector.handle(self.inner.id, from, &body).await,
             PeerRpc::Append | PeerRpc::Vote | PeerRpc::Snapshot => {}
         }
@@ -548,6 +495,9 @@ impl<M: Machine> RaftNode<M> {
                 // G3, the receiver's side.
                 check_append(&request).map_err(|refusal| PeerError::Refused(refusal.to_string()))?;
                 let answer = raft.append_entries(request).await.map_err(|e| stopped(e.to_string()))?;
+                if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+                    self.inner.heard.now();
+                }
                 Ok(Reply::encode_append(&answer))
             }
             Request::Vote(request) => {
@@ -596,6 +546,13 @@ impl<M: Machine> RaftNode<M> {
         }
         self.inner.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
         writer.stop().await;
+    }
+}
+
+fn single<A>((index, mut answers): (u64, Vec<A>)) -> Result<(u64, A), ProposeError> {
+    match answers.pop() {
+        Some(answer) => Ok((index, answer)),
+        None => Err(ProposeError::Fatal("a command came back without an answer".to_owned())),
     }
 }
 

@@ -54,6 +54,9 @@ pub struct Status {
     pub election_timeout_ms: u64,
     /// 99 of 100 recent flushes of this server's log took at most this many milliseconds.
     pub append_p99_ms: u64,
+    /// Milliseconds since this server last heard the leader; on the leader, since a quorum last confirmed it. At most this
+    /// old is what a read without confirmation sees, but for what this server has received and not yet applied.
+    pub leader_age_ms: Option<u64>,
     /// Milliseconds since each other member last answered this server. Only the leader asks them all.
     pub contact_age_ms: BTreeMap<u64, u64>,
     /// Why this server must stop, if it must.
@@ -63,6 +66,7 @@ pub struct Status {
 impl Status {
     pub(crate) fn new(
         m: &RaftMetrics<u64, openraft::BasicNode>,
+        heard_ms: Option<u64>,
         contact_age_ms: BTreeMap<u64, u64>,
         clock: &Clock,
         fatal: Option<String>,
@@ -76,6 +80,13 @@ impl Status {
             ServerState::Shutdown => Role::Stopped,
         };
         let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let leader_age_ms = if m.current_leader != Some(m.id) {
+            heard_ms
+        } else if membership.voter_ids().eq([m.id]) {
+            Some(0)
+        } else {
+            m.millis_since_quorum_ack
+        };
         let index = |id: &openraft::LogId<u64>| id.index;
         Self {
             node_id: m.id,
@@ -92,6 +103,7 @@ impl Status {
             quorum_age_ms: m.millis_since_quorum_ack,
             election_timeout_ms: ms(clock.timeout_max()),
             append_p99_ms: ms(clock.latency.p99()),
+            leader_age_ms,
             contact_age_ms,
             fatal,
         }

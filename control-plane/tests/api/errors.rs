@@ -95,6 +95,7 @@ async fn a_store_in_trouble_is_said_so() {
         (ProposeError::NoLeader { retry_after: Span::millis(1500) }, 503, "OPT-1110", "2"),
         (ProposeError::Overloaded { retry_after: Span::millis(200) }, 503, "OPT-1113", "1"),
         (ProposeError::TimedOut(Span::secs(5)), 504, "OPT-1108", ""),
+        (ProposeError::Unknown { retry_after: Span::secs(1) }, 503, "OPT-1110", "1"),
         (ProposeError::Stopping, 503, "OPT-1113", "1"),
     ];
     for (fault, status, code, retry) in faults {

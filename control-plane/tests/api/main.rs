@@ -4,6 +4,7 @@
 mod access;
 mod bounds;
 mod changes;
+mod cluster;
 mod errors;
 mod reads;
 mod streams;

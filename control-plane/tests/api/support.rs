@@ -63,7 +63,7 @@ impl Spawn for TokioSpawn {
     }
 }
 
-fn env() -> Env {
+pub fn env() -> Env {
     Env {
         clock: Arc::new(RealClock(std::time::Instant::now())),
         entropy: Arc::new(Counting(AtomicU64::new(1))),
@@ -183,7 +183,7 @@ impl AgentCalls for FakeAgents {
     }
 }
 
-struct FakeJoins;
+pub struct FakeJoins;
 impl JoinTokens for FakeJoins {
     fn create(&self, _: Role, ttl: Span, uses: u32) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>> {
         Box::pin(async move { Ok(JoinTokenAnswer { token: "join".into(), id: "id".into(), expires_at: Timestamp(0) + ttl, uses }) })
@@ -202,7 +202,7 @@ pub struct Server {
     pub task: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
-fn tls() -> (rustls::ServerConfig, rustls::ClientConfig) {
+pub fn tls() -> (rustls::ServerConfig, rustls::ClientConfig) {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(["localhost".into(), "127.0.0.1".into()]).unwrap();
     let key = rustls_pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
@@ -340,7 +340,7 @@ impl Server {
 const NODE: NodeId = NodeId(uuid::Uuid::from_u128(1));
 
 /// One node, large enough for every test, joined and up.
-async fn join_node(store: &Store) {
+pub async fn join_node(store: &Store) {
     let token = TokenId(store.env.new_id());
     let expires_at = store.env.clock.now() + Span::secs(60);
     let facts = NodeFacts {
@@ -395,7 +395,7 @@ pub async fn until_waiting(server: &Server, count: usize) {
 }
 
 /// A cluster of one server.
-struct Alone;
+pub struct Alone;
 
 impl ClusterAdmin for Alone {
     fn report(&self) -> cluster_admin::Answer<'_, Report> {

@@ -4,6 +4,7 @@
 
 mod hostile;
 mod joining;
+mod moving;
 mod sessions;
 mod support;
 

@@ -138,6 +138,17 @@ impl TestStore {
     }
 }
 
+impl TestStore {
+    /// Applies a proposal as a leader would.
+    pub fn commit(&self, proposal: Proposal) -> Applied {
+        let mut state = self.state.lock().unwrap();
+        let index = state.index + 1;
+        let answer = state.apply(index, proposal);
+        self.applied.send_replace(index);
+        answer
+    }
+}
+
 impl Consensus for TestStore {
     fn propose(&self, proposal: Proposal) -> Pin<Box<dyn Future<Output = Result<Applied, ProposeError>> + Send + '_>> {
         self.proposals.fetch_add(1, Ordering::Relaxed);
@@ -146,11 +157,7 @@ impl Consensus for TestStore {
             if !self.leader.load(Ordering::Relaxed) {
                 return Err(ProposeError::NoLeader { retry_after: Span::millis(10) });
             }
-            let mut state = self.state.lock().unwrap();
-            let index = state.index + 1;
-            let answer = state.apply(index, proposal);
-            self.applied.send_replace(index);
-            Ok(answer)
+            Ok(self.commit(proposal))
         })
     }
     fn state(&self) -> State {

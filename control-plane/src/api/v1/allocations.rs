@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use optimus_common::api::v1::{Allocation, Explanation, Page};
-use optimus_common::{AllocId, Name, NodeId, WorkloadKey};
+use optimus_common::{AllocId, Name, NodeId, Span, WorkloadKey};
 use optimus_core::state::{Alloc, State};
 use optimus_core::view;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{ReadQuery, workloads};
-use crate::api::context::{Consistency, Ctx};
+use crate::api::context::{Consistency, Ctx, Freshness};
 use crate::api::paging::PageRequest;
 use crate::api::problem::ApiError;
 
@@ -29,6 +29,10 @@ pub(crate) struct CopiesQuery {
     /// `next_page_token` of the page before.
     pub page_token: Option<String>,
     pub consistency: Option<Consistency>,
+    /// Answer from no older a state than this index (`Optimus-Index` of an earlier answer): wait for it, up to 5 s.
+    pub min_index: Option<u64>,
+    /// With `consistency=stale`: refuse (503) if this server has not heard the leader for longer.
+    pub max_staleness: Option<Span>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -52,6 +56,10 @@ pub(crate) struct AllocationsQuery {
     /// `next_page_token` of the page before.
     pub page_token: Option<String>,
     pub consistency: Option<Consistency>,
+    /// Answer from no older a state than this index (`Optimus-Index` of an earlier answer): wait for it, up to 5 s.
+    pub min_index: Option<u64>,
+    /// With `consistency=stale`: refuse (503) if this server has not heard the leader for longer.
+    pub max_staleness: Option<Span>,
 }
 
 /// Copies of one workload, by slot and age.
@@ -70,7 +78,8 @@ pub(crate) async fn list_workload_allocations(ctx: Ctx) -> Result<Response, ApiE
     let scope = format!("allocations {key} {}", query.all);
     let request = PageRequest::new(query.page_size, query.page_token.as_deref(), scope)?;
     let after = request.after.as_deref().map(parse_place).transpose()?;
-    let state = ctx.read(query.consistency).await?;
+    let state =
+        ctx.read(Freshness { consistency: query.consistency, min_index: query.min_index, max_staleness: query.max_staleness }).await?;
     workloads::row(&state, &key)?;
     let rows = of_workload(&state, &key).into_iter();
     let rows = rows.filter(|alloc| (query.all || !alloc.has_ended()) && after.is_none_or(|after| (alloc.index, alloc.id) > after));
@@ -89,11 +98,12 @@ fn parse_place(text: &str) -> Result<(u32, AllocId), ApiError> {
     responses((status = 200, body = Page<Allocation>)))]
 pub(crate) async fn list_allocations(ctx: Ctx) -> Result<Response, ApiError> {
     let query: AllocationsQuery = ctx.query()?;
-    let AllocationsQuery { project, environment, workload, node, all, page_size, page_token, consistency } = query;
+    let AllocationsQuery { project, environment, workload, node, all, page_size, page_token, consistency, min_index, max_staleness } =
+        query;
     let scope = format!("allocations {project:?} {environment:?} {workload:?} {node:?} {all}");
     let request = PageRequest::new(page_size, page_token.as_deref(), scope)?;
     let after: Option<AllocId> = request.after()?;
-    let state = ctx.read(consistency).await?;
+    let state = ctx.read(Freshness { consistency, min_index, max_staleness }).await?;
     let node: Option<NodeId> = node.map(|node| super::nodes::find(&state, &node).map(|node| node.id)).transpose()?;
     let from = after.map_or(Bound::Unbounded, Bound::Excluded);
     let rows = state.allocs.range((from, Bound::Unbounded)).map(|(_, alloc)| alloc).filter(|alloc| {
@@ -132,7 +142,8 @@ fn find(state: &State, key: &WorkloadKey, wanted: &str) -> Result<Arc<Alloc>, Ap
 pub(crate) async fn get_allocation(ctx: Ctx) -> Result<Response, ApiError> {
     let query: ReadQuery = ctx.query()?;
     let key = ctx.workload_key()?;
-    let state = ctx.read(query.consistency).await?;
+    let state =
+        ctx.read(Freshness { consistency: query.consistency, min_index: query.min_index, max_staleness: query.max_staleness }).await?;
     let alloc = find(&state, &key, ctx.param("allocation")?)?;
     ctx.object(state.index, &view::allocation(&state, &alloc))
 }
@@ -143,7 +154,8 @@ pub(crate) async fn get_allocation(ctx: Ctx) -> Result<Response, ApiError> {
 pub(crate) async fn explain_allocation(ctx: Ctx) -> Result<Response, ApiError> {
     let query: ReadQuery = ctx.query()?;
     let key = ctx.workload_key()?;
-    let state = ctx.read(query.consistency).await?;
+    let state =
+        ctx.read(Freshness { consistency: query.consistency, min_index: query.min_index, max_staleness: query.max_staleness }).await?;
     let alloc = find(&state, &key, ctx.param("allocation")?)?;
     ctx.object(state.index, &view::explain_allocation(&state, &alloc, ctx.store().env.clock.now()))
 }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use optimus_common::api::v1::{Deployment, Page};
-use optimus_common::{DeploymentId, Name};
+use optimus_common::{DeploymentId, Name, Span};
 use optimus_core::state::{self, State};
 use optimus_core::view;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::workloads::WatchQuery;
-use crate::api::context::{Consistency, Ctx, to_json};
+use crate::api::context::{Consistency, Ctx, Freshness, to_json};
 use crate::api::paging::PageRequest;
 use crate::api::problem::ApiError;
 use crate::api::watch;
@@ -33,6 +33,10 @@ pub(crate) struct DeploymentsQuery {
     /// `next_page_token` of the page before.
     pub page_token: Option<String>,
     pub consistency: Option<Consistency>,
+    /// Answer from no older a state than this index (`Optimus-Index` of an earlier answer): wait for it, up to 5 s.
+    pub min_index: Option<u64>,
+    /// With `consistency=stale`: refuse (503) if this server has not heard the leader for longer.
+    pub max_staleness: Option<Span>,
 }
 
 /// The deployments, newest first.
@@ -40,11 +44,11 @@ pub(crate) struct DeploymentsQuery {
     responses((status = 200, body = Page<Deployment>)))]
 pub(crate) async fn list_deployments(ctx: Ctx) -> Result<Response, ApiError> {
     let query: DeploymentsQuery = ctx.query()?;
-    let DeploymentsQuery { project, environment, workload, page_size, page_token, consistency } = query;
+    let DeploymentsQuery { project, environment, workload, page_size, page_token, consistency, min_index, max_staleness } = query;
     let scope = format!("deployments {project:?} {environment:?} {workload:?}");
     let request = PageRequest::new(page_size, page_token.as_deref(), scope)?;
     let after: Option<DeploymentId> = request.after()?;
-    let state = ctx.read(consistency).await?;
+    let state = ctx.read(Freshness { consistency, min_index, max_staleness }).await?;
     let until = after.map_or(Bound::Unbounded, Bound::Excluded);
     let rows = state.deployments.range((Bound::Unbounded, until)).rev().map(|(_, row)| row).filter(|row| {
         project.as_ref().is_none_or(|name| *name == row.key.project)
@@ -68,7 +72,8 @@ pub(crate) async fn get_deployment(ctx: Ctx) -> Result<Response, ApiError> {
         let row = state.deployments.get(&id).cloned();
         row.ok_or_else(|| ApiError::not_found(format!("there is no deployment {id}; ended ones are kept for a while only")))
     };
-    let mut state = ctx.read(query.consistency).await?;
+    let mut state =
+        ctx.read(Freshness { consistency: query.consistency, min_index: query.min_index, max_staleness: query.max_staleness }).await?;
     if let Some(wait) = watch::wanted(query.index, query.wait, &ctx.parts.headers)? {
         let key = row(&state)?.key.clone();
         // What the copies are doing is not in the deployment, but is what people watch one for.

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use axum::response::Response;
 use http::header::ACCEPT;
+use optimus_common::Span;
 use optimus_common::api::v1::{Event, PAGE_DEFAULT, Page};
 use optimus_core::state::{EVENTS_KEPT, State};
 use optimus_core::view;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::api::context::{Consistency, Ctx};
+use crate::api::context::{Consistency, Ctx, Freshness};
 use crate::api::ndjson::{self, HEARTBEAT, Lines, NDJSON};
 use crate::api::paging::PageRequest;
 use crate::api::problem::ApiError;
@@ -37,6 +38,10 @@ pub(crate) struct EventsQuery {
     /// `next_page_token` of the page before.
     pub page_token: Option<String>,
     pub consistency: Option<Consistency>,
+    /// Answer from no older a state than this index (`Optimus-Index` of an earlier answer): wait for it, up to 5 s.
+    pub min_index: Option<u64>,
+    /// With `consistency=stale`: refuse (503) if this server has not heard the leader for longer.
+    pub max_staleness: Option<Span>,
 }
 
 type Place = (u64, u32);
@@ -52,7 +57,8 @@ pub(crate) async fn list_events(ctx: Ctx) -> Result<Response, ApiError> {
     let scope = format!("events {:?}", query.since);
     let request = PageRequest::new(query.page_size, query.page_token.as_deref(), scope)?;
     let after = request.after.as_deref().map(parse_place).transpose()?;
-    let state = ctx.read(query.consistency).await?;
+    let state =
+        ctx.read(Freshness { consistency: query.consistency, min_index: query.min_index, max_staleness: query.max_staleness }).await?;
     let gap = match (after, query.since) {
         (Some(place), _) => is_evicted_after(&state, place).then_some(place.0),
         (None, Some(since)) => is_before_window(&state, since).then_some(since),

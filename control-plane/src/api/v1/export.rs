@@ -12,7 +12,7 @@ use optimus_common::api::v1::SnapshotRequest;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
-use crate::api::context::Ctx;
+use crate::api::context::{Ctx, Freshness};
 use crate::api::json;
 use crate::api::problem::ApiError;
 use crate::rescue::{ExportHead, Lock, export};
@@ -32,7 +32,7 @@ pub(crate) async fn snapshot(mut ctx: Ctx) -> Result<Response, ApiError> {
     let lock = Lock::of(&recipients, passphrase).map_err(|e| ApiError::bad_request(e.to_string()))?;
     let place = ctx.shared.exports.clone().try_acquire_owned();
     let place = place.map_err(|_| ApiError::overloaded("another export is under way"))?;
-    ctx.read(None).await?;
+    ctx.read(Freshness::default()).await?;
     let (head, state) = ExportHead::now(ctx.store()).ok_or_else(|| ApiError::conflict("there is no cluster yet"))?;
     tracing::info!(index = head.index, recipients = recipients.len(), "exporting the state");
 

@@ -12,6 +12,7 @@ pub(crate) mod system;
 pub(crate) mod tokens;
 pub(crate) mod workloads;
 
+use optimus_common::Span;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -24,4 +25,8 @@ use super::context::Consistency;
 pub(crate) struct ReadQuery {
     /// `linearizable` (default) or `stale`.
     pub consistency: Option<Consistency>,
+    /// Answer from no older a state than this index (`Optimus-Index` of an earlier answer): wait for it, up to 5 s.
+    pub min_index: Option<u64>,
+    /// With `consistency=stale`: refuse (503) if this server has not heard the leader for longer.
+    pub max_staleness: Option<Span>,
 }

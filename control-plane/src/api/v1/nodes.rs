@@ -4,15 +4,15 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use axum::response::Response;
-use optimus_common::NodeId;
 use optimus_common::api::v1::{ActionAnswer, Node, Page};
+use optimus_common::{NodeId, Span};
 use optimus_core::state::{self, Command, State};
 use optimus_core::view;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{ReadQuery, actions};
-use crate::api::context::{Consistency, Ctx};
+use crate::api::context::{Consistency, Ctx, Freshness};
 use crate::api::idempotency::ChangeQuery;
 use crate::api::paging::PageRequest;
 use crate::api::problem::ApiError;
@@ -27,6 +27,10 @@ pub(crate) struct NodesQuery {
     /// `next_page_token` of the page before.
     pub page_token: Option<String>,
     pub consistency: Option<Consistency>,
+    /// Answer from no older a state than this index (`Optimus-Index` of an earlier answer): wait for it, up to 5 s.
+    pub min_index: Option<u64>,
+    /// With `consistency=stale`: refuse (503) if this server has not heard the leader for longer.
+    pub max_staleness: Option<Span>,
 }
 
 /// The nodes, in the order they joined.
@@ -36,7 +40,8 @@ pub(crate) async fn list_nodes(ctx: Ctx) -> Result<Response, ApiError> {
     let query: NodesQuery = ctx.query()?;
     let request = PageRequest::new(query.page_size, query.page_token.as_deref(), "nodes".into())?;
     let after: Option<NodeId> = request.after()?;
-    let state = ctx.read(query.consistency).await?;
+    let state =
+        ctx.read(Freshness { consistency: query.consistency, min_index: query.min_index, max_staleness: query.max_staleness }).await?;
     let from = after.map_or(Bound::Unbounded, Bound::Excluded);
     let rows = state.nodes.range((from, Bound::Unbounded)).map(|(_, row)| row);
     let (rows, next_page_token) = request.cut(rows, |row: &&Arc<state::Node>| row.id.to_string());
@@ -60,7 +65,8 @@ pub(crate) fn find(state: &State, wanted: &str) -> Result<Arc<state::Node>, ApiE
     responses((status = 200, body = Node)))]
 pub(crate) async fn get_node(ctx: Ctx) -> Result<Response, ApiError> {
     let query: ReadQuery = ctx.query()?;
-    let state = ctx.read(query.consistency).await?;
+    let state =
+        ctx.read(Freshness { consistency: query.consistency, min_index: query.min_index, max_staleness: query.max_staleness }).await?;
     let node = find(&state, ctx.param("node")?)?;
     ctx.object(state.index, &view::node(&state, &node, ctx.store().env.clock.now()))
 }
@@ -70,6 +76,6 @@ pub(crate) async fn get_node(ctx: Ctx) -> Result<Response, ApiError> {
     responses((status = 200, body = ActionAnswer)))]
 pub(crate) async fn remove_node(mut ctx: Ctx) -> Result<Response, ApiError> {
     let bytes = actions::no_body(&mut ctx).await?;
-    let node = find(&ctx.read(None).await?, ctx.param("node")?)?.id;
+    let node = find(&ctx.read(Freshness::default()).await?, ctx.param("node")?)?.id;
     actions::act(ctx, &bytes, Command::RemoveNode { node }).await
 }

@@ -8,7 +8,7 @@ use optimus_common::api::v1::{ClusterStatus, Version};
 use optimus_core::view;
 
 use super::ReadQuery;
-use crate::api::context::Ctx;
+use crate::api::context::{Ctx, Freshness};
 use crate::api::problem::{ApiError, RETRY_DEFAULT};
 
 fn text(kind: &'static str, body: impl Into<Body>) -> Response {
@@ -66,7 +66,8 @@ pub(crate) async fn openapi(ctx: Ctx) -> Result<Response, ApiError> {
     responses((status = 200, body = ClusterStatus)))]
 pub(crate) async fn status(ctx: Ctx) -> Result<Response, ApiError> {
     let query: ReadQuery = ctx.query()?;
-    let state = ctx.read(query.consistency).await?;
+    let state =
+        ctx.read(Freshness { consistency: query.consistency, min_index: query.min_index, max_staleness: query.max_staleness }).await?;
     let consensus = ctx.store().status();
     let Some(status) = view::status(&state, consensus.leader, consensus.term, consensus.voters) else {
         return Err(ApiError::not_found("the cluster has not been created yet").retry(RETRY_DEFAULT));

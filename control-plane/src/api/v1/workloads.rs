@@ -12,7 +12,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::ReadQuery;
-use crate::api::context::{Consistency, Ctx, to_json};
+use crate::api::context::{Consistency, Ctx, Freshness, to_json};
 use crate::api::paging::PageRequest;
 use crate::api::problem::ApiError;
 use crate::api::watch;
@@ -35,6 +35,10 @@ pub(crate) struct WorkloadsQuery {
     /// How long to wait for it: default 30 s, at most 60 s.
     pub wait: Option<Span>,
     pub consistency: Option<Consistency>,
+    /// Answer from no older a state than this index (`Optimus-Index` of an earlier answer): wait for it, up to 5 s.
+    pub min_index: Option<u64>,
+    /// With `consistency=stale`: refuse (503) if this server has not heard the leader for longer.
+    pub max_staleness: Option<Span>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -46,6 +50,10 @@ pub(crate) struct WatchQuery {
     /// How long to wait for it: default 30 s, at most 60 s.
     pub wait: Option<Span>,
     pub consistency: Option<Consistency>,
+    /// Answer from no older a state than this index (`Optimus-Index` of an earlier answer): wait for it, up to 5 s.
+    pub min_index: Option<u64>,
+    /// With `consistency=stale`: refuse (503) if this server has not heard the leader for longer.
+    pub max_staleness: Option<Span>,
 }
 
 /// The workloads, by project, environment and name.
@@ -67,7 +75,8 @@ pub(crate) async fn list_workloads(ctx: Ctx) -> Result<Response, ApiError> {
         let (rows, next_page_token) = request.cut(rows, |row: &&Arc<state::Workload>| row.key.to_string());
         Page { items: rows.into_iter().map(|row| view::workload(state, row, now)).collect::<Vec<_>>(), next_page_token, index: state.index }
     };
-    let mut state = ctx.read(query.consistency).await?;
+    let mut state =
+        ctx.read(Freshness { consistency: query.consistency, min_index: query.min_index, max_staleness: query.max_staleness }).await?;
     if let Some(wait) = watch::wanted(query.index, query.wait, &ctx.parts.headers)? {
         // The index is in the page and always grows: compare what is in it besides.
         let render = |state: &State| to_json(&page(state).items);
@@ -114,7 +123,8 @@ pub(crate) async fn get_workload(ctx: Ctx) -> Result<Response, ApiError> {
     let key = ctx.workload_key()?;
     let now = ctx.store().env.clock.now();
     let show = |state: &State| Ok::<_, ApiError>(view::workload(state, row(state, &key)?, now));
-    let mut state = ctx.read(query.consistency).await?;
+    let mut state =
+        ctx.read(Freshness { consistency: query.consistency, min_index: query.min_index, max_staleness: query.max_staleness }).await?;
     if let Some(wait) = watch::wanted(query.index, query.wait, &ctx.parts.headers)? {
         let render = |state: &State| to_json(&show(state)?);
         state = watch::changed(&ctx, state, wait, |subject| watch::is_about(subject, &key), render).await?;
@@ -128,7 +138,8 @@ pub(crate) async fn get_workload(ctx: Ctx) -> Result<Response, ApiError> {
 pub(crate) async fn explain_workload(ctx: Ctx) -> Result<Response, ApiError> {
     let query: ReadQuery = ctx.query()?;
     let key = ctx.workload_key()?;
-    let state = ctx.read(query.consistency).await?;
+    let state =
+        ctx.read(Freshness { consistency: query.consistency, min_index: query.min_index, max_staleness: query.max_staleness }).await?;
     let workload = row(&state, &key)?;
     ctx.object(state.index, &view::explain_workload(&state, workload, ctx.store().env.clock.now()))
 }

@@ -119,7 +119,7 @@ impl Three {
             for member in self.members.values() {
                 match member.node.propose(Set(name.to_owned(), value)).await {
                     Ok(_) => return,
-                    Err(ProposeError::NoLeader { .. } | ProposeError::Timeout) => {}
+                    Err(ProposeError::NoLeader { .. } | ProposeError::Timeout | ProposeError::Unknown) => {}
                     Err(e) => panic!("{e}"),
                 }
             }

@@ -237,7 +237,7 @@ async fn append(from: &Arc<QuicPeers>, to: &Peer, body: &'static str) -> Result<
 /// A call that must fail, with why.
 async fn refused(from: &Arc<QuicPeers>, to: &Peer) -> String {
     match append(from, to, "let me in").await {
-        Err(PeerError::Unreachable(reason)) => reason,
+        Err(PeerError::Unreachable(reason) | PeerError::NotSent(reason)) => reason,
         other => panic!("{other:?}"),
     }
 }

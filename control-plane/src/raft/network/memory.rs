@@ -17,6 +17,7 @@ type Handler = Arc<dyn Fn(u64, PeerRpc, Bytes) -> BoxFuture<'static, Result<Byte
 struct Wires {
     nodes: BTreeMap<u64, Handler>,
     cut: BTreeSet<(u64, u64)>,
+    frozen: BTreeSet<u64>,
 }
 
 /// The wires between all servers of one process; cheap to clone.
@@ -64,9 +65,16 @@ impl MemoryNetwork {
         self.lock().cut.insert((a, b));
     }
 
-    /// Mends all cuts.
+    /// Server `id` takes requests and never answers, as a stopped process does; what it sends goes nowhere.
+    pub fn freeze(&self, id: u64) {
+        self.lock().frozen.insert(id);
+    }
+
+    /// Mends all cuts and thaws all servers; requests taken meanwhile stay unanswered.
     pub fn heal(&self) {
-        self.lock().cut.clear();
+        let mut wires = self.lock();
+        wires.cut.clear();
+        wires.frozen.clear();
     }
 }
 
@@ -80,16 +88,22 @@ impl PeerTransport for End {
     fn call(&self, to: Peer, kind: PeerRpc, body: Bytes, _ttl: Duration) -> BoxFuture<'static, Result<Bytes, PeerError>> {
         let (from, network) = (self.from, self.network.clone());
         Box::pin(async move {
-            let reach = |a, b| match network.lock().cut.contains(&(a, b)) {
-                true => Err(PeerError::Unreachable(format!("the wire from {a} to {b} is cut"))),
-                false => Ok(()),
+            let is_cut = |a, b| network.lock().cut.contains(&(a, b));
+            let not_sent = |why: String| Err(PeerError::NotSent(why));
+            if is_cut(from, to.id) {
+                return not_sent(format!("the wire from {from} to {} is cut", to.id));
+            }
+            let Some(handler) = network.lock().nodes.get(&to.id).cloned() else {
+                return not_sent(format!("server {} is down", to.id));
             };
-            reach(from, to.id)?;
-            let handler = network.lock().nodes.get(&to.id).cloned();
-            let handler = handler.ok_or_else(|| PeerError::Unreachable(format!("server {} is down", to.id)))?;
+            if [from, to.id].iter().any(|id| network.lock().frozen.contains(id)) {
+                return std::future::pending().await;
+            }
             let answer = handler(from, kind, body).await?;
             // The answer takes the wire back, which may be cut although the request arrived.
-            reach(to.id, from)?;
+            if is_cut(to.id, from) {
+                return Err(PeerError::Unreachable(format!("the wire from {} to {from} is cut", to.id)));
+            }
             Ok(answer)
         })
     }

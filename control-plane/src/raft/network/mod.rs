@@ -3,6 +3,7 @@
 //! The transport (QUIC with mTLS) authenticates the peer and moves bytes; what the bytes mean, and guard G3, live here.
 
 mod client;
+pub(crate) mod forwarded;
 mod guard;
 mod memory;
 mod snapshot;
@@ -75,7 +76,10 @@ impl TryFrom<u8> for PeerRpc {
 /// Why a call to a peer failed. openraft retries all of them after a pause.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
-    /// No connection, or it broke.
+    /// Nothing of the request was sent: there is no connection. What was asked has certainly not happened.
+    #[error("peer is unreachable: {0}")]
+    NotSent(String),
+    /// No connection, or it broke; the request may have arrived.
     #[error("peer is unreachable: {0}")]
     Unreachable(String),
     /// No answer in time.

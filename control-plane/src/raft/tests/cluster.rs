@@ -66,7 +66,7 @@ impl Cluster {
             for (node, _) in self.nodes.values() {
                 match node.propose(command.clone()).await {
                     Ok((index, _)) => return index,
-                    Err(ProposeError::NoLeader { .. } | ProposeError::Timeout) => {}
+                    Err(ProposeError::NoLeader { .. } | ProposeError::Timeout | ProposeError::Unknown) => {}
                     Err(e) => panic!("{e}"),
                 }
             }
@@ -102,6 +102,9 @@ async fn three_servers_elect_replicate_and_survive_the_loss_of_the_leader() {
     cluster.converged().await;
 
     let follower = cluster.nodes.keys().copied().find(|id| *id != first).unwrap();
+    let refused = cluster.nodes[&follower].0.propose_here(set("x", 1)).await;
+    assert_eq!(refused, Err(ProposeError::NoLeader { leader: Some(first) }));
+    assert_eq!(cluster.nodes[&follower].0.read_index().await, Err(ReadError::NoLeader { leader: Some(first) }));
     let read = cluster.nodes[&first].0.read_index().await.unwrap();
     cluster.nodes[&follower].0.wait_applied(read).await.unwrap();
 

@@ -1,116 +1,146 @@
-//! Writing and reading at servers that do not lead.
+//! Reads and writes on servers that do not lead, while all is well.
 
-use super::super::{PeerError, PeerRpc, PeerTransport, ProposeError, ReadError, Role};
+use super::super::network::forwarded::{self, ReadAt, Taken};
+use super::super::types::Blob;
+use super::super::{IoMode, MAX_BATCH_COMMANDS, PeerError, PeerRpc, ProposeError, ReadError};
 use super::cluster::Cluster;
 use super::*;
 
-/// Timers of a test that waits them out.
-fn impatient() -> Tuning {
-    Tuning { patience: Duration::from_millis(1500), ..Tuning::fast() }
+/// For tests under tokio's paused clock: time passes only while everybody waits.
+pub(super) fn paused() -> Tuning {
+    Tuning { io: IoMode::Inline, ..Tuning::fast() }
 }
 
-fn followers(cluster: &Cluster, leader: u64) -> Vec<u64> {
-    cluster.nodes.keys().copied().filter(|id| *id != leader).collect()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn any_server_takes_a_write_and_reads_what_was_acknowledged_before() {
-    let cluster = Cluster::found(Tuning::fast()).await;
+/// A cluster, its leader and the others.
+pub(super) async fn led() -> (Cluster, u64, Vec<u64>) {
+    let cluster = Cluster::found(paused()).await;
     let leader = cluster.leader().await;
-    let others = followers(&cluster, leader);
-    for n in 0..60u64 {
-        let (to, from) = (others[n as usize % 2], [leader, others[0], others[1]][n as usize % 3]);
-        let (index, answer) = soon(cluster.nodes[&to].0.propose(add("k", 1))).await.unwrap();
-        assert_eq!(answer.after, n + 1);
-        // Read-your-writes at the server that took it, without asking anybody.
-        assert!(cluster.nodes[&to].1.lock().unwrap().0 >= index);
-        let node = &cluster.nodes[&from];
-        assert!(soon(node.0.linearizable()).await.unwrap() >= index);
-        assert_eq!(node.1.lock().unwrap().1.values["k"], n + 1, "server {from} after a write at {to}");
+    eventually("all know the leader", || cluster.nodes.values().all(|(n, _)| n.status().leader == Some(leader))).await;
+    let others = cluster.nodes.keys().copied().filter(|id| *id != leader).collect();
+    (cluster, leader, others)
+}
+
+impl Cluster {
+    pub(super) fn node(&self, id: u64) -> &Node {
+        &self.nodes[&id].0
     }
-    // Many at once, each with its own answer.
-    let node = &cluster.nodes[&others[0]].0;
-    let writes = futures_util::future::join_all((0..200).map(|_| node.propose(add("m", 1)))).await;
-    let mut seen: Vec<u64> = writes.into_iter().map(|w| w.unwrap().1.after).collect();
-    seen.sort_unstable();
-    assert_eq!(seen, (1..=200).collect::<Vec<_>>());
-    let reads = futures_util::future::join_all((0..200).map(|_| node.linearizable())).await;
-    assert!(reads.iter().all(Result::is_ok));
-    cluster.stop().await;
+
+    /// What readers of server `id` see now.
+    pub(super) fn sees(&self, id: u64, key: &str) -> Option<u64> {
+        self.nodes[&id].1.lock().unwrap().1.values.get(key).copied()
+    }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_a_leader_is_elected_requests_wait_and_then_succeed() {
-    let mut cluster = Cluster::found(Tuning::fast()).await;
-    let leader = cluster.leader().await;
-    let others = followers(&cluster, leader);
-    cluster.kill(leader).await;
-    let node = &cluster.nodes[&others[0]].0;
-    let (write, read) = tokio::join!(node.propose(set("x", 1)), cluster.nodes[&others[1]].0.linearizable());
-    write.unwrap();
-    read.unwrap();
-    assert_eq!(soon(cluster.converged()).await.values["x"], 1);
-    cluster.stop().await;
-}
-
-/// A server that reaches nobody says so in bounded time, and its neighbours do not notice.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_cut_off_answers_in_time_that_it_cannot() {
-    let cluster = Cluster::found(impatient()).await;
-    let leader = cluster.leader().await;
-    for lonely in [followers(&cluster, leader)[0], leader] {
-        for other in 1..=3 {
-            cluster.network.cut(lonely, other);
-            cluster.network.cut(other, lonely);
+#[tokio::test(start_paused = true)]
+async fn every_server_takes_writes_and_shows_them_at_once() {
+    let (cluster, leader, others) = led().await;
+    let mut last = 0;
+    for round in 0..20 {
+        for id in 1..=3 {
+            let (index, answer) = cluster.node(id).propose(add("n", 1)).await.unwrap();
+            assert!(index > last, "entries follow each other");
+            last = index;
+            let total = round * 3 + id;
+            assert_eq!(answer, Answer { before: (total > 1).then(|| total - 1), after: total });
+            assert_eq!(cluster.sees(id, "n"), Some(total), "server {id} shows what it wrote");
         }
-        let node = &cluster.nodes[&lonely].0;
-        let (write, read) = tokio::join!(soon(node.propose(set("lonely", 1))), soon(node.linearizable()));
-        assert!(matches!(write, Err(ProposeError::NoLeader { .. } | ProposeError::Timeout | ProposeError::Unknown)), "{write:?}");
-        assert!(matches!(read, Err(ReadError::NoLeader { .. } | ReadError::Timeout)), "{read:?}");
-        let there = followers(&cluster, lonely)[0];
-        soon(cluster.nodes[&there].0.propose(set("there", 2))).await.unwrap();
-        cluster.network.heal();
-        soon(node.propose(set("back", 3))).await.unwrap();
-        eventually("one leader for all", || cluster.nodes.values().filter(|(n, _)| n.status().role == Role::Leader).count() == 1).await;
+    }
+    for id in 1..=3 {
+        assert!(cluster.node(id).linearizable().await.unwrap() >= last);
+        assert_eq!(cluster.sees(id, "n"), Some(60));
+    }
+    for id in others {
+        let traffic = cluster.node(id).traffic();
+        assert_eq!((traffic.forwarded, traffic.forwards, traffic.taken, traffic.retries), (20, 20, 0, 0));
+    }
+    assert_eq!(cluster.node(leader).traffic().taken, 40);
+    cluster.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn proposals_that_wait_go_to_the_leader_together() {
+    let (cluster, _, others) = led().await;
+    let node = cluster.node(others[0]);
+    let all = (0..1000).map(|n| node.propose_many(vec![set(&format!("a{n}"), n), set(&format!("b{n}"), n + 1)]));
+    for (n, done) in futures_util::future::join_all(all).await.into_iter().enumerate() {
+        let (_, answers) = done.unwrap();
+        let after: Vec<u64> = answers.iter().map(|a| a.after).collect();
+        assert_eq!(after, [n as u64, n as u64 + 1], "everybody gets its own answers");
+    }
+    let traffic = node.traffic();
+    assert_eq!(traffic.forwarded, 1000);
+    let least = 2000_u64.div_ceil(MAX_BATCH_COMMANDS as u64);
+    assert!((least..=least + 4).contains(&traffic.forwards), "{traffic:?}");
+    cluster.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_that_wait_share_a_round() {
+    let (cluster, leader, others) = led().await;
+    cluster.node(leader).propose(set("a", 1)).await.unwrap();
+    for id in [leader, others[0]] {
+        let before = cluster.node(id).traffic();
+        let reads = futures_util::future::join_all((0..500).map(|_| cluster.node(id).linearizable())).await;
+        assert!(reads.iter().all(|r| r == &reads[0] && r.is_ok()));
+        let after = cluster.node(id).traffic();
+        assert_eq!(after.reads - before.reads, 500);
+        assert!(after.read_rounds - before.read_rounds <= 3, "{after:?}");
     }
     cluster.stop().await;
 }
 
-/// The answer of the leader is lost: what is safe to repeat succeeds, the rest is told as unknown and had one effect.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_what_is_safe_to_repeat_is_repeated() {
-    let cluster = Cluster::found(impatient()).await;
-    let leader = cluster.leader().await;
-    let follower = followers(&cluster, leader)[0];
-    soon(cluster.nodes[&follower].0.propose(set("n", 0))).await.unwrap();
-    // The way back is cut, so requests arrive and answers do not. The third server keeps the quorum.
-    let node = cluster.nodes[&follower].0.clone();
-    let network = cluster.network.clone();
-    network.cut(leader, follower);
-    let unknown = soon(node.propose(add("n", 1))).await;
-    assert!(matches!(unknown, Err(ProposeError::Unknown | ProposeError::Timeout | ProposeError::NoLeader { .. })), "{unknown:?}");
-    let repeated = tokio::spawn(async move { node.propose(set("s", 7)).await });
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_lead_sends_nothing_further() {
+    let (cluster, leader, others) = led().await;
+    let (asked, other) = (others[0], others[1]);
+    let command = Blob(rmp_serde::to_vec_named(&set("x", 1)).unwrap().into());
+    let request = forwarded::encode_propose(asked, vec![vec![command.clone()], vec![command]]);
+    let answer = cluster.node(asked).handle_peer_rpc(other, PeerRpc::Propose, request).await.unwrap();
+    let not_leader = Taken::NotLeader { leader: Some(leader) };
+    assert_eq!(forwarded::decode_taken(&answer).unwrap(), vec![not_leader.clone(), not_leader]);
+    let request = forwarded::encode_read_index(asked);
+    let answer = cluster.node(asked).handle_peer_rpc(other, PeerRpc::ReadIndex, request).await.unwrap();
+    assert_eq!(forwarded::decode_read_at(&answer), Some(ReadAt::NotLeader { leader: Some(leader) }));
+    assert_eq!(cluster.node(asked).propose_here(set("x", 1)).await, Err(ProposeError::NoLeader { leader: Some(leader) }));
+    assert_eq!(cluster.node(asked).read_index().await, Err(ReadError::NoLeader { leader: Some(leader) }));
+    assert_eq!((cluster.node(asked).traffic().forwards, cluster.sees(leader, "x")), (0, None));
+    cluster.stop().await;
+}
+
+/// In the log it would stop every server that runs the leader's version.
+#[tokio::test(start_paused = true)]
+async fn a_command_the_leader_does_not_understand_is_refused_and_harms_nobody() {
+    let (cluster, leader, others) = led().await;
+    let good = || Blob(rmp_serde::to_vec_named(&set("good", 1)).unwrap().into());
+    let strange = Blob(rmp_serde::to_vec_named(&BTreeMap::from([("Multiply", 3)])).unwrap().into());
+    let request = forwarded::encode_propose(leader, vec![vec![good(), strange], vec![good()]]);
+    let answer = cluster.node(leader).handle_peer_rpc(others[0], PeerRpc::Propose, request).await.unwrap();
+    let taken = forwarded::decode_taken(&answer).unwrap();
+    assert!(matches!(&taken[..], [Taken::Refused(_), Taken::Done { .. }]), "{taken:?}");
+    for groups in [vec![vec![]], vec![vec![good(); MAX_BATCH_COMMANDS], vec![good()]]] {
+        let request = forwarded::encode_propose(leader, groups);
+        let refused = cluster.node(leader).handle_peer_rpc(others[0], PeerRpc::Propose, request).await;
+        assert!(matches!(refused, Err(PeerError::Refused(_))), "{refused:?}");
+    }
+    assert_eq!(cluster.converged().await.history.len(), 1);
+    cluster.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_age_of_what_a_server_knows_is_the_silence_of_its_leader() {
+    let (cluster, leader, others) = led().await;
+    cluster.node(others[0]).linearizable().await.unwrap();
+    let age = |id| cluster.node(id).status().leader_age_ms;
+    for id in 1..=3 {
+        assert!(age(id).is_some_and(|ms| ms <= 200), "server {id}: {:?}", age(id));
+    }
+    let lost = others[0];
+    for other in [leader, others[1]] {
+        cluster.network.cut(other, lost);
+        cluster.network.cut(lost, other);
+    }
+    eventually("it has heard nothing for long", || age(lost).is_some_and(|ms| ms > 3000)).await;
     cluster.network.heal();
-    soon(repeated).await.unwrap().unwrap();
-    let state = soon(cluster.converged()).await;
-    assert_eq!(state.values["s"], 7);
-    assert!(state.values["n"] <= 1, "added once at most");
-    cluster.stop().await;
-}
-
-/// Garbage, and requests meant for another server, are refused and change nothing.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn malformed_requests_are_refused() {
-    let cluster = Cluster::found(Tuning::fast()).await;
-    let leader = cluster.leader().await;
-    let from = followers(&cluster, leader)[0];
-    let transport: Arc<dyn PeerTransport> = cluster.network.transport(from);
-    for kind in [PeerRpc::Propose, PeerRpc::ReadIndex] {
-        for body in [&b""[..], b"garbage", &[0xff; 100]] {
-            let peer = super::super::Peer { id: leader, addr: String::new() };
-            let answer = transport.call(peer, kind, bytes::Bytes::copy_from_slice(body), Duration::from_secs(5)).await;
-            assert!(matches!(answer, Err(PeerError::Refused(_))), "{kind:?}: {answer:?}");
-        }
-    }
+    eventually("it hears a leader again", || age(lost).is_some_and(|ms| ms <= 200)).await;
     cluster.stop().await;
 }

@@ -3,6 +3,8 @@
 
 mod cluster;
 mod forward;
+mod forward_faults;
+mod forward_property;
 mod seed;
 mod single;
 mod suite;
@@ -18,8 +20,21 @@ use super::{Capture, Machine, RaftConfig, RaftNode, Tuning};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Command {
-    Set { key: String, value: u64 },
-    Add { key: String, by: u64 },
+    Set {
+        key: String,
+        value: u64,
+    },
+    Add {
+        key: String,
+        by: u64,
+    },
+    /// Adds once, however often it is applied.
+    AddOnce {
+        client: u64,
+        seq: u64,
+        key: String,
+        by: u64,
+    },
 }
 
 /// The value before and after.
@@ -34,6 +49,9 @@ struct State {
     values: BTreeMap<String, u64>,
     /// Every command applied, so that a lost, doubled or reordered one shows.
     history: Vec<(u64, String)>,
+    /// Answers to [`Command::AddOnce`].
+    #[serde(default)]
+    answered: Vec<((u64, u64), Answer)>,
 }
 
 /// The machine, and the state its readers see.
@@ -48,19 +66,28 @@ impl Machine for Kv {
     type Answer = Answer;
 
     fn retry_safe(command: &Command) -> bool {
-        matches!(command, Command::Set { .. })
+        matches!(command, Command::AddOnce { .. })
     }
 
     fn apply(&mut self, index: u64, command: Command) -> Answer {
+        let request = match &command {
+            Command::AddOnce { client, seq, .. } => Some((*client, *seq)),
+            _ => None,
+        };
+        if let Some((_, answer)) = self.state.answered.iter().find(|(id, _)| Some(*id) == request) {
+            return answer.clone();
+        }
         self.state.history.push((index, format!("{command:?}")));
         let (key, after): (String, Box<dyn Fn(u64) -> u64>) = match command {
             Command::Set { key, value } => (key, Box::new(move |_| value)),
-            Command::Add { key, by } => (key, Box::new(move |old| old + by)),
+            Command::Add { key, by } | Command::AddOnce { key, by, .. } => (key, Box::new(move |old| old + by)),
         };
         let before = self.state.values.get(&key).copied();
         let after = after(before.unwrap_or(0));
         self.state.values.insert(key, after);
-        Answer { before, after }
+        let answer = Answer { before, after };
+        self.state.answered.extend(request.map(|id| (id, answer.clone())));
+        answer
     }
 
     fn snapshot(&self) -> Capture {
@@ -87,6 +114,10 @@ fn set(key: &str, value: u64) -> Command {
 
 fn add(key: &str, by: u64) -> Command {
     Command::Add { key: key.to_owned(), by }
+}
+
+fn add_once(client: u64, seq: u64, key: &str, by: u64) -> Command {
+    Command::AddOnce { client, seq, key: key.to_owned(), by }
 }
 
 async fn start(

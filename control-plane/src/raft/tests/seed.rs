@@ -9,7 +9,7 @@ use super::*;
 const INDEX: u64 = 5_000_000_007;
 
 fn a_state() -> Vec<u8> {
-    let state = State { values: BTreeMap::from([("k".to_owned(), 7)]), history: vec![(3, "before".to_owned())] };
+    let state = State { values: BTreeMap::from([("k".to_owned(), 7)]), history: vec![(3, "before".to_owned())], ..State::default() };
     rmp_serde::to_vec_named(&state).unwrap()
 }
 
