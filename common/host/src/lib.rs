@@ -6,6 +6,7 @@ pub mod dial;
 pub mod disk;
 pub mod entropy;
 pub mod env;
+pub mod failpoint;
 pub mod files;
 pub mod spawn;
 pub mod telemetry;

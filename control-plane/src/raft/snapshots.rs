@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use optimus_common::disk::{Disk, DiskFile};
 use optimus_common::planted::planted;
+use optimus_host::failpoint;
 use tokio::sync::watch;
 
 use super::error::StoreError;
@@ -229,6 +230,7 @@ impl SnapshotStore {
                 unflushed = 0;
             }
         }
+        failpoint::fails("snapshot.before_sync").map_err(|e| fail("flush", e))?;
         if !planted("rename-before-fsync") {
             file.sync_data().map_err(|e| fail("flush", e))?;
         }
@@ -245,8 +247,11 @@ impl SnapshotStore {
         let index = meta.last_log_id.map_or(0, |id| id.index);
         let same = self.names()?.iter().filter_map(|n| parse(n)).filter(|p| p.0 == index).map(|p| p.1 + 1).max();
         let name = format!("snapshot-{index:020}-{:06}{SUFFIX}", same.unwrap_or(0));
+        failpoint::hit("snapshot.before_rename");
         self.disk.rename(from, &name).map_err(|e| StoreError::io("rename", from, e))?;
+        failpoint::hit("snapshot.after_rename");
         self.disk.sync_dir().map_err(|e| StoreError::io("flush the directory of", &name, e))?;
+        failpoint::hit("snapshot.durable");
         self.durable.send_modify(|held| *held = (*held).max(meta.last_log_id.map(|id| id.index)));
         self.prune()
     }

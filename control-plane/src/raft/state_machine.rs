@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use openraft::storage::{RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder, StorageIOError};
 use optimus_common::planted::planted;
+use optimus_host::failpoint;
 use tokio::sync::watch;
 
 use super::IoMode;
@@ -141,6 +142,7 @@ impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
         I::IntoIter: OptionalSend,
     {
         let mut all = Vec::new();
+        failpoint::hit("apply.before");
         for entry in entries {
             let answers = match entry.payload {
                 EntryPayload::Blank => Answers::default(),
@@ -154,6 +156,7 @@ impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
             all.push(answers);
         }
         self.publish();
+        failpoint::hit("apply.after");
         Ok(all)
     }
 

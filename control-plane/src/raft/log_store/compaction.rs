@@ -9,6 +9,7 @@
 //! one go, and every write would wait for it.
 
 use optimus_common::disk::Disk;
+use optimus_host::failpoint;
 use redb::{Database, ReadableDatabase, ReadableTable};
 
 use super::tables::{self, COMPACTING, FILE, LOG, META};
@@ -120,8 +121,11 @@ impl Compactor {
         if !running.copy(old, purged, budget)? {
             return Ok(Stepped::More);
         }
+        failpoint::hit("compact.before_rename");
         disk.rename(COMPACTING, FILE).map_err(|e| StoreError::io("rename", COMPACTING, e))?;
+        failpoint::hit("compact.after_rename");
         disk.sync_dir().map_err(|e| StoreError::io("flush the directory of", FILE, e))?;
+        failpoint::hit("compact.durable");
         let size = size(disk)?;
         tracing::info!(file = FILE, size, live, "the log is compacted");
         self.not_below = size.saturating_mul(2);

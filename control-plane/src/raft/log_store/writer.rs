@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError};
 
 use optimus_common::disk::Disk;
 use optimus_common::planted::planted;
+use optimus_host::failpoint;
 use redb::{Database, ReadableTable, Table, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
@@ -248,9 +249,21 @@ impl Writer {
         }
         let mut step = Step::new(&shared, self.live);
         self.fill(&write, group, &mut step)?;
+        let purges = step.stale_from != self.stale_from || step.purged != shared.view().purged;
+        let votes = group.iter().any(|op| matches!(op, Op::Vote(..)));
+        for (here, point) in [(true, "log.before_sync"), (votes, "vote.before_sync"), (purges, "purge.before_sync")] {
+            if here {
+                failpoint::fails(point).map_err(|e| StoreError::io("flush", FILE, e))?;
+            }
+        }
         let started = self.began.take().unwrap_or_else(Now::now);
         write.commit().map_err(|e| StoreError::redb("flush", FILE, e))?;
         shared.flushes.record(Now::now() - started);
+        for (here, point) in [(true, "log.after_sync"), (votes, "vote.after_sync"), (purges, "purge.after_sync")] {
+            if here {
+                failpoint::hit(point);
+            }
+        }
         self.generation += 1;
         if let Some(Err(e)) = self.witness.as_ref().map(|w| w.note(self.generation)) {
             tracing::warn!(error = %e, "failed to write the witness of the raft log; going on without");
