@@ -621,3 +621,28 @@ fn a_server_joins_once_per_token_and_its_id_is_never_given_again() {
     assert!(*state.servers.keys().max().unwrap() > second);
     assert_eq!(state.servers.len(), 2);
 }
+
+#[test]
+fn copies_of_a_node_that_came_back_do_not_hold_the_room_another_slot_waits_for() {
+    let mut world = World::new(2);
+    let fixed = |n, copies| WorkloadSpec {
+        copies: Some(copies),
+        ports: vec![Port { name: Name::new("http").unwrap(), fixed: Some(80) }],
+        ..changed(n)
+    };
+    world.deploy("db", fixed(1, 1));
+    world.run(2);
+    let node = world.copies("db")[0].node;
+    let name = world.state.nodes[&node].facts.name.clone();
+    world.apply(Command::NodeDown { node });
+    world.deploy("db", fixed(2, 1));
+    world.reconcile();
+    assert_eq!(world.copies("db").len(), 2, "one of them on the node that does not answer");
+    // It comes back in the same moment as another release wants a second copy: both nodes' ports are held in slot 0.
+    world.apply(Command::NodeUp { node, facts: facts(&name) });
+    world.deploy("db", fixed(3, 2));
+    world.run(30);
+    let copies = world.copies("db");
+    assert_eq!(copies.iter().map(|a| (a.index, a.release, a.is_ready())).collect::<Vec<_>>(), [(0, 3, true), (1, 3, true)]);
+    assert_eq!(world.deployment("db").phase, DeploymentPhase::Succeeded);
+}

@@ -22,6 +22,8 @@ use tokio::sync::watch;
 use super::error::StoreError;
 use super::log_store::SnapshotGate;
 use super::record::{self, Damage, Kind};
+use super::runtime::{Stored, stored};
+use super::state_machine;
 use super::stored::{SnapshotHeadV1, decode, encode};
 use super::types::SnapshotMeta;
 
@@ -253,6 +255,9 @@ impl SnapshotStore {
         self.disk.sync_dir().map_err(|e| StoreError::io("flush the directory of", &name, e))?;
         failpoint::hit("snapshot.durable");
         self.durable.send_modify(|held| *held = (*held).max(meta.last_log_id.map(|id| id.index)));
+        if let Some(last) = state_machine::mark(meta) {
+            stored(|| Stored::Snapshot { last, installed: from == RECEIVING });
+        }
         self.prune()
     }
 

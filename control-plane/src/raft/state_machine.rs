@@ -15,7 +15,7 @@ use super::IoMode;
 use super::error::StoreError;
 use super::fatal::Fatal;
 use super::machine::{Capture, Machine};
-use super::runtime::{Mark, Stored, stored};
+use super::runtime::Mark;
 use super::snapshots::{Held, Loaded, RECEIVING, SnapshotFile, SnapshotStore};
 use super::types::{Answers, Batch, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, Types};
 
@@ -123,12 +123,6 @@ pub(crate) fn mark(meta: &SnapshotMeta) -> Option<Mark> {
     meta.last_log_id.map(|id| Mark { voters, ..id.into() })
 }
 
-fn tell_snapshot(meta: &SnapshotMeta, installed: bool) {
-    if let Some(last) = mark(meta) {
-        stored(|| Stored::Snapshot { last, installed });
-    }
-}
-
 impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
     type SnapshotBuilder = SnapshotBuilder;
 
@@ -199,7 +193,6 @@ impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
         saved.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))?;
         // Readers see it only now: what they saw must not be gone after a restart.
         self.restored(meta);
-        tell_snapshot(meta, true);
         Ok(())
     }
 
@@ -239,7 +232,6 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
             snapshots.newest()
         });
         let newest = built.await.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))?;
-        tell_snapshot(&self.meta, false);
         // Of what was built only the id matters to openraft; one received meanwhile may be newer.
         Ok(Snapshot { meta: self.meta.clone(), snapshot: Box::new(SnapshotFile(newest)) })
     }

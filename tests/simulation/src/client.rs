@@ -169,7 +169,7 @@ impl Client {
     /// Works until the faults end.
     pub async fn live(mut self) {
         while !self.world.is_calm() {
-            sleep(Duration::from_millis(self.rng.range(1..300))).await;
+            sleep(Duration::from_millis(self.rng.range(1..200))).await;
             let workload = *self.rng.pick(&WORKLOADS).unwrap_or(&"web");
             match self.rng.range(0..100) {
                 0..30 => {

@@ -70,8 +70,10 @@ impl Nemesis {
             0..22 => self.crash(),
             22..30 => self.restart(),
             30..32 => self.blackout(),
-            32..48 => self.partition(),
-            48..58 => {
+            32..41 => self.partition(),
+            41..46 => self.odd_wires(),
+            46..51 => self.cut_leader_off(),
+            51..58 => {
                 self.world.net.mend();
                 self.world.say("network mended");
             }
@@ -151,6 +153,45 @@ impl Nemesis {
         if !side.is_empty() && side.len() < servers.len() {
             self.world.fault(if one_way { "one-way partition" } else { "partition" }, format!("{side:?}"));
         }
+    }
+
+    /// Single wires fail, one way each: who reaches whom is no longer a matter of sides.
+    fn odd_wires(&mut self) {
+        let servers: Vec<u64> = self.world.servers().iter().map(|s| s.id).collect();
+        self.world.net.mend();
+        let percent = self.rng.range(10..50) as f64;
+        let mut cut = Vec::new();
+        for a in &servers {
+            for b in servers.iter().filter(|b| *b != a) {
+                if self.rng.chance(percent) {
+                    self.world.net.cut(*a, *b);
+                    cut.push((*a, *b));
+                }
+            }
+        }
+        if !cut.is_empty() {
+            self.world.fault("odd wires", format!("{cut:?}"));
+        }
+    }
+
+    /// The leader goes on alone for a moment, with whatever clients still bring it, and then meets its successor.
+    fn cut_leader_off(&mut self) {
+        let Some((leader, _)) = leader(&self.world) else { return };
+        let others: Vec<u64> = self.world.servers().iter().map(|s| s.id).filter(|id| *id != leader.id).collect();
+        if others.is_empty() {
+            return;
+        }
+        let ms = self.rng.range(100..2500);
+        self.world.fault("leader cut off", format!("s{} for {ms} ms", leader.id));
+        for other in others {
+            self.world.net.cut(leader.id, other);
+            self.world.net.cut(other, leader.id);
+        }
+        let world = self.world.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(ms)).await;
+            world.net.mend();
+        });
     }
 
     /// Freezes a server, as SIGSTOP or a suspended machine does.

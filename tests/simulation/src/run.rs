@@ -258,7 +258,22 @@ fn unsettled(world: &Arc<World>) -> Option<String> {
         let wanted = if workload.stopped { 0 } else { workload.copies };
         let ready = state.allocs_of(&workload.key).filter(|a| a.run && a.is_ready()).count() as u32;
         if ready != wanted {
-            return Some(format!("{} has {ready} of {wanted} copies ready", workload.key));
+            let copies: Vec<String> = state
+                .allocs_of(&workload.key)
+                .map(|a| {
+                    let up = state.nodes.get(&a.node).is_some_and(|n| n.up);
+                    format!(
+                        "{} of release {} on {} (up {up}) run {} {:?} ready {}",
+                        a.name(),
+                        a.release,
+                        a.node,
+                        a.run,
+                        a.phase(),
+                        a.is_ready()
+                    )
+                })
+                .collect();
+            return Some(format!("{} has {ready} of {wanted} copies ready: {copies:?}", workload.key));
         }
     }
     let wanted: BTreeSet<(NodeId, _)> = state.allocs.values().filter(|a| a.run).map(|a| (a.node, a.id)).collect();

@@ -201,6 +201,9 @@ impl Move<'_, '_> {
                 let reason = alloc.status.as_ref().and_then(|s| s.reason.clone()).unwrap_or(Reason::StopRequested);
                 self.pass.stop(alloc, reason);
             }
+            if !matches!(stage, Stage::Settled { .. }) {
+                self.stop_surplus(slot);
+            }
             match stage {
                 Stage::Settled { keep } => {
                     for alloc in slot.next.iter().chain(&slot.current).filter(|a| a.id != keep.id) {
@@ -237,6 +240,17 @@ impl Move<'_, '_> {
             }
             let moves = (room && self.place(slot, &mut room)) || (!room_to_come && self.stop_first(slot));
             moving += u32::from(moves);
+        }
+    }
+
+    /// A slot owns one old copy; it has more when a node came back with one that had been replaced. They would hold the room
+    /// that other slots wait for, while the slot itself waits for its turn.
+    fn stop_surplus(&mut self, slot: &Slot) {
+        let answering = || slot.current.iter().filter(|a| slot::answers(self.pass.state, a));
+        let Some(keep) = answering().max_by_key(|a| (a.is_ready(), a.release, a.id)).map(|a| a.id) else { return };
+        let surplus: Vec<_> = answering().filter(|a| a.id != keep).cloned().collect();
+        for alloc in surplus {
+            self.pass.stop(&alloc, Reason::Replaced { release: self.workload.release });
         }
     }
 
