@@ -82,13 +82,22 @@ impl History {
 impl Load {
     /// `clients` writing and reading `registers`, each by its own dice.
     pub fn start(api: &ApiClient, clients: u32, registers: u64, seed: u64) -> Self {
+        Self::reading(api, clients, registers, seed, "linearizable")
+    }
+
+    /// The same with reads that may be old: a history of which the checker must refuse, to prove that it looks.
+    pub fn start_stale(api: &ApiClient, clients: u32, registers: u64, seed: u64) -> Self {
+        Self::reading(api, clients, registers, seed, "stale")
+    }
+
+    fn reading(api: &ApiClient, clients: u32, registers: u64, seed: u64, consistency: &'static str) -> Self {
         let (stop, acknowledged): (Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
         let (values, started) = (Arc::new(AtomicU64::new(1)), Instant::now());
         let mut tasks = JoinSet::new();
         for client in 0..clients {
             let dice = Dice(seed.wrapping_add(u64::from(client)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let (stop, acknowledged, values) = (stop.clone(), acknowledged.clone(), values.clone());
-            let run = Client { api: api.clone(), client, registers, dice, started, stop, acknowledged, values };
+            let run = Client { api: api.clone(), client, registers, dice, started, stop, acknowledged, values, consistency };
             tasks.spawn(run.run());
         }
         Self { stop, acknowledged, clients: tasks, api: api.clone(), registers, started }
@@ -125,7 +134,7 @@ impl Load {
                 let end = Instant::now() + crate::harness::PATIENCE;
                 loop {
                     let call = self.now();
-                    if let Some(kind) = read(&self.api, server, register).await {
+                    if let Some(kind) = read(&self.api, server, register, "linearizable").await {
                         ops.push(Op { client: u32::MAX, key: name(register), call, end: Some(self.now()), kind });
                         break;
                     }
@@ -147,6 +156,7 @@ struct Client {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
     values: Arc<AtomicU64>,
+    consistency: &'static str,
 }
 
 impl Client {
@@ -195,7 +205,7 @@ impl Client {
 
     async fn read(&mut self, register: u64) -> Option<Op> {
         let (server, call) = (self.server(), self.now());
-        let kind = read(&self.api, server, register).await?;
+        let kind = read(&self.api, server, register, self.consistency).await?;
         Some(Op { client: self.client, key: name(register), call, end: Some(self.now()), kind })
     }
 }
@@ -204,9 +214,9 @@ fn name(register: u64) -> String {
     format!("register-{register}")
 }
 
-/// One linearizable read; none when it was not answered.
-async fn read(api: &ApiClient, server: usize, register: u64) -> Option<Kind> {
-    let path = format!("/v1/projects/{PROJECT}/envs/dev/workloads/{}", name(register));
+/// One read; none when it was not answered.
+async fn read(api: &ApiClient, server: usize, register: u64, consistency: &str) -> Option<Kind> {
+    let path = format!("/v1/projects/{PROJECT}/envs/dev/workloads/{}?consistency={consistency}", name(register));
     let answer = api.get(server, &path, TRY).await.ok()?;
     match answer.status {
         200 => {
