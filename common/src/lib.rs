@@ -10,6 +10,7 @@ pub mod disk;
 pub mod env;
 pub mod ids;
 pub mod join_token;
+pub mod planted;
 pub mod protocol;
 pub mod reason;
 pub mod spec;

@@ -25,10 +25,19 @@ struct Published {
     index: watch::Sender<u64>,
 }
 
+/// Sees what happens to the state of one server, as it happens. For the simulator.
+pub trait Observer: Send + Sync + 'static {
+    /// A proposal was applied; `state` is the state after it.
+    fn applied(&self, index: u64, proposal: &Proposal, answer: &Applied, state: &State);
+    /// The state was replaced by a snapshot's.
+    fn restored(&self, state: &State);
+}
+
 /// Applies committed proposals to the state.
 pub struct CoreMachine {
     state: State,
     published: Arc<Published>,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl Machine for CoreMachine {
@@ -36,7 +45,10 @@ impl Machine for CoreMachine {
     type Answer = Applied;
 
     fn apply(&mut self, index: u64, proposal: Proposal) -> Applied {
-        self.state.apply(index, proposal)
+        let Some(observer) = &self.observer else { return self.state.apply(index, proposal) };
+        let answer = self.state.apply(index, proposal.clone());
+        observer.applied(index, &proposal, &answer, &self.state);
+        answer
     }
 
     fn retry_safe(proposal: &Proposal) -> bool {
@@ -61,6 +73,9 @@ impl Machine for CoreMachine {
 
     fn restore(&mut self, bytes: &[u8]) -> Result<(), String> {
         self.state = State::from_bytes(bytes).map_err(|e| e.to_string())?;
+        if let Some(observer) = &self.observer {
+            observer.restored(&self.state);
+        }
         Ok(())
     }
 
@@ -80,8 +95,13 @@ pub struct RaftConsensus {
 impl RaftConsensus {
     /// A machine for [`raft::RaftConfig`], and what becomes the consensus once the node runs.
     pub fn machine() -> (CoreMachine, impl FnOnce(RaftNode<CoreMachine>) -> RaftConsensus) {
+        Self::machine_seen_by(None)
+    }
+
+    /// The same, with somebody who sees every change of the state.
+    pub fn machine_seen_by(observer: Option<Arc<dyn Observer>>) -> (CoreMachine, impl FnOnce(RaftNode<CoreMachine>) -> RaftConsensus) {
         let published = Arc::new(Published { state: RwLock::default(), index: watch::Sender::new(0) });
-        let machine = CoreMachine { state: State::default(), published: published.clone() };
+        let machine = CoreMachine { state: State::default(), published: published.clone(), observer };
         (machine, move |node| RaftConsensus { node, published })
     }
 

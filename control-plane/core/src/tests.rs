@@ -562,6 +562,23 @@ fn an_end_for_want_of_memory_is_told_as_that_also_when_the_next_start_came_at_on
 }
 
 #[test]
+fn the_time_of_a_leader_whose_clock_was_an_hour_ahead_is_not_waited_for() {
+    let mut world = World::new(1);
+    let right = world.now;
+    world.now = right + Span::secs(3600);
+    world.deploy("web", spec());
+    world.reconcile();
+    world.agents();
+    assert!(world.state.allocs.values().all(|a| a.status.as_ref().unwrap().ready_since > Some(right)));
+    let gave_up = SlotFailures { release: 1, count: 4, last_at: world.now };
+    world.state.failures.insert((key("web"), 2), gave_up);
+    world.now = right;
+    world.run(2);
+    assert_eq!(world.ready("web"), 3);
+    assert_eq!(world.deployment("web").phase, DeploymentPhase::Succeeded);
+}
+
+#[test]
 fn a_server_joins_once_per_token_and_its_id_is_never_given_again() {
     let mut state = State::default();
     let at = Timestamp(1_000);

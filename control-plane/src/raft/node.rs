@@ -9,6 +9,7 @@ use openraft::error::{ClientWriteError, InitializeError, RaftError};
 use openraft::raft::AppendEntriesResponse;
 use openraft::{AsyncRuntime, BasicNode};
 use optimus_common::disk::Disk;
+use optimus_common::planted::planted;
 use tokio::sync::{mpsc, watch};
 
 use super::batcher::{self, Batcher};
@@ -26,7 +27,7 @@ use super::route::{Compass, Counters, Heard, Jitter, Patience, Traffic};
 use super::runtime::Runtime;
 use super::seed::{self, LogEntry};
 use super::snapshots::SnapshotStore;
-use super::state_machine::StateMachine;
+use super::state_machine::{self, StateMachine};
 use super::status::Status;
 use super::transfer::{self, HandOver};
 use super::tuning::Tuning;
@@ -110,6 +111,8 @@ impl<M: Machine> RaftNode<M> {
         let (log, writer) = LogStore::open(disk, node_id, snapshots.gate(), fatal.clone(), tuning.io).await?;
         let (clock, log_reader) = (Arc::new(Clock::new(&tuning, log.flushes())), log.reader());
 
+        let at_start = newest.as_ref().and_then(|s| state_machine::mark(&s.meta));
+        log.tell_opened(at_start);
         let purged = log.bounds().0.map(|id| id.index);
         let reached = newest.as_ref().and_then(|s| s.meta.last_log_id).map(|id| id.index);
         if let Some(purged) = purged.filter(|p| reached.is_none_or(|r| r < *p)) {
@@ -493,7 +496,9 @@ impl<M: Machine> RaftNode<M> {
         match request {
             Request::Append(request) => {
                 // G3, the receiver's side.
-                check_append(&request).map_err(|refusal| PeerError::Refused(refusal.to_string()))?;
+                if !planted("no-g3") {
+                    check_append(&request).map_err(|refusal| PeerError::Refused(refusal.to_string()))?;
+                }
                 let answer = raft.append_entries(request).await.map_err(|e| stopped(e.to_string()))?;
                 if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
                     self.inner.heard.now();

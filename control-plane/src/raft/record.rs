@@ -25,6 +25,7 @@ pub(crate) enum Kind {
     Snapshot = 6,
     Request = 7,
     Reply = 8,
+    Generation = 9,
 }
 
 /// Why a record was refused.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use optimus_common::disk::{Disk, DiskFile};
+use optimus_common::planted::planted;
 use optimus_host::failpoint;
 use tokio::sync::watch;
 
@@ -230,7 +231,9 @@ impl SnapshotStore {
             }
         }
         failpoint::fails("snapshot.before_sync").map_err(|e| fail("flush", e))?;
-        file.sync_data().map_err(|e| fail("flush", e))?;
+        if !planted("rename-before-fsync") {
+            file.sync_data().map_err(|e| fail("flush", e))?;
+        }
         self.publish(&temporary, meta)
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::storage::{RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder, StorageIOError};
+use optimus_common::planted::planted;
 use optimus_host::failpoint;
 use tokio::sync::watch;
 
@@ -14,6 +15,7 @@ use super::IoMode;
 use super::error::StoreError;
 use super::fatal::Fatal;
 use super::machine::{Capture, Machine};
+use super::runtime::{Mark, Stored, stored};
 use super::snapshots::{Held, Loaded, RECEIVING, SnapshotFile, SnapshotStore};
 use super::types::{Answers, Batch, Entry, LogId, SnapshotMeta, StorageError, StoredMembership, Types};
 
@@ -53,6 +55,9 @@ impl<M: Machine> StateMachine<M> {
 
     fn restored(&mut self, meta: &SnapshotMeta) {
         self.last = meta.last_log_id;
+        if let Some(last) = self.last.as_mut().filter(|_| planted("skip-after-snapshot")) {
+            last.index += 1;
+        }
         self.membership = meta.last_membership.clone();
         self.publish();
     }
@@ -82,6 +87,9 @@ impl<M: Machine> StateMachine<M> {
                 }
             }
         }
+        if planted("half-batch") && commands.len() > 1 {
+            commands.pop();
+        }
         // openraft 0.9.25 does not notice a panic here until the next command, and the proposer would wait in vain.
         let applied = guarded("apply a command", || Ok(commands.into_iter().map(|c| self.machine.apply(id.index, c)).collect()));
         let answers: Vec<M::Answer> = applied.map_err(|reason| {
@@ -107,6 +115,18 @@ fn guarded<T>(what: &str, work: impl FnOnce() -> Result<T, String>) -> Result<T,
 fn snapshot_error(fatal: &Fatal, verb: ErrorVerb, e: &StoreError) -> StorageError {
     fatal.raise(e.chain());
     StorageIOError::new(ErrorSubject::Snapshot(None), verb, openraft::AnyError::error(e.chain())).into()
+}
+
+/// The mark of a snapshot: its last entry and the membership it carries.
+pub(crate) fn mark(meta: &SnapshotMeta) -> Option<Mark> {
+    let voters = Some(meta.last_membership.membership().get_joint_config().clone());
+    meta.last_log_id.map(|id| Mark { voters, ..id.into() })
+}
+
+fn tell_snapshot(meta: &SnapshotMeta, installed: bool) {
+    if let Some(last) = mark(meta) {
+        stored(|| Stored::Snapshot { last, installed });
+    }
 }
 
 impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
@@ -179,6 +199,7 @@ impl<M: Machine> RaftStateMachine<Types> for StateMachine<M> {
         saved.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))?;
         // Readers see it only now: what they saw must not be gone after a restart.
         self.restored(meta);
+        tell_snapshot(meta, true);
         Ok(())
     }
 
@@ -218,6 +239,7 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
             snapshots.newest()
         });
         let newest = built.await.map_err(|e| snapshot_error(&self.fatal, ErrorVerb::Write, &e))?;
+        tell_snapshot(&self.meta, false);
         // Of what was built only the id matters to openraft; one received meanwhile may be newer.
         Ok(Snapshot { meta: self.meta.clone(), snapshot: Box::new(SnapshotFile(newest)) })
     }

@@ -74,6 +74,12 @@ pub(crate) struct OwnerV1 {
     pub node: u64,
 }
 
+/// The number of a commit to the log's file; each is one higher than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GenerationV1 {
+    pub number: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MembershipV1 {
     /// One set of voters, two while a change is under way.

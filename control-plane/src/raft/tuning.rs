@@ -6,7 +6,7 @@ use openraft::{AsyncRuntime, Config, SnapshotPolicy};
 
 use super::clock::SCALE_MAX;
 use super::error::{StartError, StoreError};
-use super::runtime::Runtime;
+use super::runtime::{self, Runtime};
 
 /// Where disk work runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,10 @@ impl IoMode {
         work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         match self {
-            Self::Inline => work(),
+            Self::Inline => {
+                runtime::disk_delay().await;
+                work()
+            }
             Self::Threads => {
                 let done = tokio::task::spawn_blocking(work).await;
                 done.unwrap_or_else(|e| Err(StoreError::Stopped(format!("disk work did not finish: {e}"))))

@@ -40,6 +40,8 @@ pub const ENDED_KEPT: usize = 2;
 /// Pause before the second copy of a slot after one gave up on its node; doubles each time. The first follows at once.
 const RETRY_DELAY: Span = Span::secs(1);
 const RETRY_DELAY_MAX: Span = Span::secs(60);
+/// A time in the state that lies further ahead than this comes from a leader whose clock was wrong.
+const AHEAD_MAX: Span = Span::secs(30);
 
 /// What to propose now, and when to look again if nothing else changes.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -68,7 +70,7 @@ pub fn unplaced(state: &State, workload: &Workload, index: u32, now: Timestamp) 
     }
     let release = state.release(&workload.key, workload.release)?;
     let failures = state.failures.get(&(workload.key.clone(), index)).filter(|f| f.release == release.number);
-    if failures.is_some_and(|f| now < retry_at(f)) {
+    if failures.is_some_and(|f| now < retry_at(f, now)) {
         let last = state.allocs_in(&workload.key, index).filter(|a| a.has_ended()).last();
         return Some(last.and_then(|a| a.status.as_ref()?.reason.clone()).unwrap_or(Reason::Starting));
     }
@@ -80,11 +82,16 @@ pub fn unplaced_slots(state: &State, workload: &Workload, now: Timestamp, most: 
     (0..workload.copies).filter_map(|index| Some((index, unplaced(state, workload, index, now)?))).take(most).collect()
 }
 
+/// When a wait that began at `since` is over. The time of a clock that was wrong may be hours away; nobody waits for it.
+fn over_at(since: Timestamp, wait: Span, now: Timestamp) -> Timestamp {
+    if since > now + AHEAD_MAX { now } else { since + wait }
+}
+
 /// When the slot may be given another copy.
-fn retry_at(failures: &SlotFailures) -> Timestamp {
+fn retry_at(failures: &SlotFailures, now: Timestamp) -> Timestamp {
     let doublings = failures.count.saturating_sub(2).min(16);
     let delay = if failures.count < 2 { Span(0) } else { Span((RETRY_DELAY.0 << doublings).min(RETRY_DELAY_MAX.0)) };
-    failures.last_at + delay
+    over_at(failures.last_at, delay, now)
 }
 
 struct Pass<'a> {
@@ -251,7 +258,8 @@ impl Move<'_, '_> {
             return false; // first told to stop, so that what it could not have is known; then another
         }
         let failures = self.pass.state.failures.get(&(self.workload.key.clone(), slot.index));
-        let Some(at) = failures.filter(|f| f.release == self.release.number).map(retry_at) else { return true };
+        let now = self.pass.now;
+        let Some(at) = failures.filter(|f| f.release == self.release.number).map(|f| retry_at(f, now)) else { return true };
         if at > self.pass.now {
             self.pass.wake(at);
         }

@@ -61,10 +61,10 @@ impl Slot {
         for alloc in self.next.iter().rev().filter(|a| answers(state, a)) {
             on_its_way = true;
             if let Some(since) = ready_since(alloc) {
-                if now >= since + min_ready {
+                let at = super::over_at(since, min_ready, now);
+                if now >= at {
                     return Stage::Settled { keep: alloc.clone() };
                 }
-                let at = since + min_ready;
                 counts_at = Some(counts_at.map_or(at, |earlier: Timestamp| earlier.min(at)));
             }
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use optimus_common::planted::planted;
 use optimus_common::reason::Refusal;
 use optimus_common::spec::{Driver, WorkloadSpec};
 use optimus_common::{AllocId, Bytes, Millicores, NodeId, Timestamp};
@@ -128,7 +129,7 @@ fn ports_stand(node: &Node, taken: &Taken, spec: &WorkloadSpec, chosen: &[(Strin
 }
 
 fn is_free(node: &Node, taken: &Taken, port: u16, now: Timestamp) -> bool {
-    !taken.ports.contains(&port) && node.blocked_ports.get(&port).is_none_or(|until| *until <= now)
+    (!taken.ports.contains(&port) || planted("ports-double-booked")) && node.blocked_ports.get(&port).is_none_or(|until| *until <= now)
 }
 
 /// Chooses the host ports of a copy: fixed ones as asked, dynamic ones from the node's range, starting at a

@@ -1,6 +1,7 @@
 //! The state as bytes, and its digest.
 
 use optimus_common::codec::{self, DecodeError};
+use optimus_common::planted::planted;
 
 use super::State;
 
@@ -16,6 +17,9 @@ impl State {
 
     pub fn from_bytes(bytes: &[u8]) -> Result<State, DecodeError> {
         let mut state: State = codec::from_envelope(KIND, VERSION, bytes)?;
+        if planted("snapshot-forgets-requests") {
+            state.requests.clear();
+        }
         state.reindex();
         Ok(state)
     }

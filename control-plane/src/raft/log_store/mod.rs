@@ -13,6 +13,7 @@
 mod compaction;
 mod tables;
 mod tail;
+mod witness;
 mod writer;
 
 use std::fmt::Debug;
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
 use openraft::{AsyncRuntime, ErrorSubject, ErrorVerb, OptionalSend, RaftLogReader, StorageIOError};
 use optimus_common::disk::Disk;
+use optimus_common::planted::planted;
 use redb::Database;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -32,7 +34,7 @@ use super::IoMode;
 use super::clock::Latency;
 use super::error::{StoreError, chain, invalid};
 use super::fatal::Fatal;
-use super::runtime::Runtime;
+use super::runtime::{Mark, Runtime, Stored, stored, watched};
 use super::types::{Entry, LogId, StorageError, Types, Vote};
 
 pub(crate) use self::tables::Offline;
@@ -221,7 +223,7 @@ impl LogStore {
             busy: AtomicUsize::new(0),
         });
         let (queue, waiting) = mpsc::channel(writer::QUEUE);
-        let writer = Writer::new(shared.clone(), disk, opened.oldest, opened.live, forced);
+        let writer = Writer::new(shared.clone(), disk, &opened, forced);
         let mut handle = WriterHandle { queue: queue.clone(), thread: None, task: None };
         match io {
             IoMode::Threads => {
@@ -249,6 +251,25 @@ impl LogStore {
         self.shared.flushes.clone()
     }
 
+    /// Tells whoever watches what the file held.
+    pub(crate) fn tell_opened(&self, snapshot: Option<Mark>) {
+        if watched() {
+            let (vote, purged) = {
+                let view = self.shared.view();
+                (view.vote, view.purged)
+            };
+            // A failure here raises the fatal signal, and the start fails of itself.
+            let entries = self.shared.read(.., usize::MAX).unwrap_or_default();
+            stored(|| Stored::Opened {
+                vote: vote.map(|v| (v.leader_id.term, v.leader_id.node_id, v.committed)),
+                purged: purged.map(Mark::from),
+                entries: entries.iter().map(Mark::from).collect(),
+                committed: self.committed.map(Mark::from),
+                snapshot,
+            });
+        }
+    }
+
     /// Last purged log id and last log id.
     pub(crate) fn bounds(&self) -> (Option<LogId>, Option<LogId>) {
         let view = self.shared.view();
@@ -270,6 +291,9 @@ impl LogStore {
 
     /// G2: waits until a snapshot that covers `index` is durable.
     async fn snapshot_covers(&self, index: u64) -> Result<(), StoreError> {
+        if planted("no-g2") {
+            return Ok(());
+        }
         let _busy = Counted::new(&self.shared.busy);
         let mut gate = self.gate.clone();
         tokio::select! {
@@ -326,6 +350,9 @@ impl RaftLogStorage<Types> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let vote = *vote;
         let saved = self.perform(|done| Op::Vote(vote, done)).await;
+        if saved.is_ok() {
+            stored(|| Stored::Vote(vote.leader_id.term, vote.leader_id.node_id, vote.committed));
+        }
         saved.map_err(|e| storage(ErrorSubject::Vote, ErrorVerb::Write, &e))
     }
 
@@ -333,7 +360,7 @@ impl RaftLogStorage<Types> for LogStore {
         let mut vote = self.shared.view().vote;
         // G1. openraft reads the vote once, at start. Resuming as leader without an election would serve reads from a
         // commit index that was never made durable.
-        if let Some(own) = vote.as_mut().filter(|v| v.leader_id.node_id == self.node) {
+        if let Some(own) = vote.as_mut().filter(|v| v.leader_id.node_id == self.node && !planted("no-g1")) {
             own.committed = false;
         }
         Ok(vote)
@@ -342,6 +369,7 @@ impl RaftLogStorage<Types> for LogStore {
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
         // Not worth a flush of its own, nor an error: a stopped writer says so at the next append.
         if let Some(id) = committed {
+            stored(|| Stored::Committed(id.into()));
             let _ = self.queue.send(Op::Committed(id)).await;
             self.committed = Some(id);
         }
@@ -360,8 +388,10 @@ impl RaftLogStorage<Types> for LogStore {
         let entries: Vec<Entry> = entries.into_iter().collect();
         // openraft 0.9 waits for the callback before it goes on, so waiting here costs nothing and makes "readable when
         // append returns" the same moment as "durable".
+        let marks: Option<Vec<Mark>> = watched().then(|| entries.iter().map(Mark::from).collect());
         match self.perform(|done| Op::Append(entries, done)).await {
             Ok(()) => {
+                stored(|| Stored::Appended(marks.unwrap_or_default()));
                 callback.log_io_completed(Ok(()));
                 Ok(())
             }
@@ -373,13 +403,18 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        stored(|| Stored::Truncating(log_id.index));
         let cut = self.perform(|done| Op::Truncate(log_id.index, done)).await;
         cut.map_err(|e| storage(ErrorSubject::Logs, ErrorVerb::Delete, &e))
     }
 
-    async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
+    async fn purge(&mut self, mut log_id: LogId) -> Result<(), StorageError> {
+        log_id.index += u64::from(planted("purge-too-far"));
         let purged = match self.snapshot_covers(log_id.index).await {
-            Ok(()) => self.perform(|done| Op::Purge(log_id, done)).await,
+            Ok(()) => {
+                stored(|| Stored::Purging(log_id.into()));
+                self.perform(|done| Op::Purge(log_id, done)).await
+            }
             Err(e) => Err(e),
         };
         purged.map_err(|e| storage(ErrorSubject::Logs, ErrorVerb::Delete, &e))

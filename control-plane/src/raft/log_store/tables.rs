@@ -11,10 +11,11 @@ use optimus_common::disk::Disk;
 use optimus_host::disk::RedbFile;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
+use super::witness::Witness;
 use crate::raft::error::StoreError;
 use crate::raft::record::{self, Damage, Kind};
 use crate::raft::snapshots;
-use crate::raft::stored::{LogIdV1, OwnerV1, VoteV1, decode, decode_entry, encode};
+use crate::raft::stored::{GenerationV1, LogIdV1, OwnerV1, VoteV1, decode, decode_entry, encode};
 use crate::raft::types::{Entry, LogId, Vote};
 
 /// The file below the data directory.
@@ -29,6 +30,7 @@ pub(crate) const VOTE: &str = "vote";
 pub(crate) const PURGED: &str = "purged";
 pub(crate) const COMMITTED: &str = "committed";
 pub(crate) const OWNER: &str = "owner";
+pub(crate) const GENERATION: &str = "generation";
 
 /// redb's page cache. Its default of 1 GiB is more than the whole server may use.
 const CACHE_BYTES: usize = 16 << 20;
@@ -44,6 +46,8 @@ pub(crate) struct Opened {
     pub oldest: Option<u64>,
     /// Size of all entries in the file, purged ones that wait to be deleted included.
     pub live: u64,
+    /// Number of the last commit.
+    pub generation: u64,
 }
 
 /// Opens or creates the file, checks every page and every record, and claims it for `node`.
@@ -62,8 +66,22 @@ pub(crate) fn open(disk: &dyn Disk, node: u64) -> Result<(Database, Opened), Sto
         let db = database(disk, FILE)?;
         belongs_to(&db, node)?;
         let opened = check(&db)?;
+        witnessed(disk, opened.generation)?;
         Ok((db, opened))
     })
+}
+
+/// Refuses a file that has lost commits which were flushed: redb takes the commit before when a page of the last is damaged.
+fn witnessed(disk: &dyn Disk, generation: u64) -> Result<(), StoreError> {
+    // Without a witness there is nothing to compare with; the file itself was checked.
+    let known = Witness::open(disk).and_then(|w| w.newest()).unwrap_or(0);
+    if generation < known {
+        let lost = Damage::Content(format!(
+            "its newest commit is {generation}, but commit {known} was flushed: the last vote or entries are lost"
+        ));
+        return Err(StoreError::damaged(FILE, "(pages)", "(newest commit)", lost));
+    }
+    Ok(())
 }
 
 /// The file while no server runs on it: for restore and recover.
@@ -205,6 +223,7 @@ fn check(db: &Database) -> Result<Opened, StoreError> {
         committed: read_meta(&meta, Kind::Committed, COMMITTED)?.map(id),
         last: purged,
         live: 0,
+        generation: read_meta::<GenerationV1>(&meta, Kind::Generation, GENERATION)?.map_or(0, |g| g.number),
         oldest: log.first().map_err(|e| StoreError::redb("read", FILE, e))?.map(|(k, _)| k.value()),
         purged,
     };

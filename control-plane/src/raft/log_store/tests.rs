@@ -324,6 +324,36 @@ async fn a_stored_commit_mark_the_log_does_not_have_is_forgotten() {
     }
 }
 
+/// redb falls back to the commit before when a page of the newest does not check. After a kill, which closes nothing, that
+/// would take back a flushed vote or entry.
+#[tokio::test]
+async fn decay_never_takes_back_what_was_flushed_before_a_kill() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let disk = MemDisk::new();
+    let mut a = open(&disk).await;
+    a.store.save_vote(&Vote::new(3, NODE)).await.unwrap();
+    for index in 0..12 {
+        a.store.blocking_append([entry(1, index, 100)]).await.unwrap();
+    }
+    let killed = disk.fork();
+    a.handle.stop().await;
+    let length = killed.open(tables::FILE).unwrap().len().unwrap();
+    let mut refused = 0;
+    for at in (0..512).chain((512..length).step_by(97)) {
+        let copy = killed.fork();
+        copy.corrupt(tables::FILE, at, 0x55).unwrap();
+        match open_with(&copy, IoMode::Inline).await {
+            Err(_) => refused += 1,
+            Ok(mut o) => {
+                assert_eq!(all(&mut o.store).await.len(), 12, "byte {at}");
+                assert_eq!(o.store.read_vote().await.unwrap(), Some(Vote::new(3, NODE)), "byte {at}");
+            }
+        }
+    }
+    let _ = std::panic::take_hook();
+    assert!(refused > 50, "only {refused} refused");
+}
+
 /// Decay anywhere in the file gives the same content (the byte was unused) or an error, never a panic or other content.
 #[tokio::test]
 async fn a_changed_byte_anywhere_is_refused_or_harmless() {

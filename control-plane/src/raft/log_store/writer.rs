@@ -9,17 +9,20 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use optimus_common::disk::Disk;
+use optimus_common::planted::planted;
 use optimus_host::failpoint;
 use redb::{Database, ReadableTable, Table, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
 use super::compaction::{Compactor, Stepped};
-use super::tables::{self, COMMITTED, FILE, LOG, META, PURGED, VOTE};
+use super::tables::{self, COMMITTED, FILE, GENERATION, LOG, META, PURGED, VOTE};
+use super::witness::Witness;
 use crate::raft::election::Now;
 use crate::raft::error::{StoreError, chain};
 use crate::raft::record::{Damage, Kind};
-use crate::raft::stored::{EntryV1, LogIdV1, VoteV1, encode};
+use crate::raft::runtime;
+use crate::raft::stored::{EntryV1, GenerationV1, LogIdV1, VoteV1, encode};
 use crate::raft::types::{Entry, LogId, Vote};
 
 /// Operations waiting for the writer; beyond it callers wait.
@@ -58,19 +61,38 @@ pub(crate) struct Writer {
     stale_from: Option<u64>,
     /// Size of all entries in the file.
     live: u64,
+    /// Number of the last commit.
+    generation: u64,
+    /// Unset when it cannot be written: it is evidence, and nothing stands on it.
+    witness: Option<Witness>,
     /// Newest commit mark not written yet.
     committed: Option<LogId>,
     compactor: Compactor,
+    /// When the disk work of this group began; set by a simulated disk, whose delay comes before it.
+    began: Option<Now>,
     /// Whether threads of our own may be started.
     threads: bool,
     closing: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, oldest: Option<u64>, live: u64, forced: Option<usize>) -> Self {
-        let purged = shared.view().purged;
-        let stale_from = oldest.filter(|o| purged.is_some_and(|p| *o <= p.index));
-        Self { shared, disk, stale_from, live, committed: None, compactor: Compactor::new(forced), threads: false, closing: None }
+    pub(crate) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, opened: &tables::Opened, forced: Option<usize>) -> Self {
+        let stale_from = opened.oldest.filter(|o| opened.purged.is_some_and(|p| *o <= p.index));
+        let witness = Witness::open(&*disk).map_err(|e| tracing::warn!(error = %e, "no witness beside the raft log")).ok();
+        let (live, generation) = (opened.live, opened.generation);
+        Self {
+            shared,
+            disk,
+            stale_from,
+            live,
+            generation,
+            witness,
+            committed: None,
+            compactor: Compactor::new(forced),
+            began: None,
+            threads: false,
+            closing: None,
+        }
     }
 
     /// The loop of the writer thread.
@@ -111,7 +133,12 @@ impl Writer {
                 tokio::task::yield_now().await;
                 continue;
             }
-            if queue.recv_many(&mut group, GROUP).await == 0 || self.process(&mut group) {
+            if queue.recv_many(&mut group, GROUP).await == 0 {
+                break;
+            }
+            self.began = Some(Now::now());
+            runtime::disk_delay().await;
+            if self.process(&mut group) {
                 break;
             }
             // As with a thread of its own, an answer arrives before what is done next.
@@ -188,6 +215,7 @@ impl Writer {
             Some(reason) => Err(StoreError::Stopped(reason)),
             None => tables::without_panic(|| self.commit(group)),
         };
+        let result = if planted("failed-flush-ignored") { Ok(()) } else { result };
         if let Err(e) = &result
             && !matches!(e, StoreError::Stopped(_))
         {
@@ -213,7 +241,12 @@ impl Writer {
         let shared = self.shared.clone();
         let db = shared.db.read().unwrap_or_else(PoisonError::into_inner);
         let db: &Database = db.as_ref().ok_or_else(|| StoreError::Stopped("the store is closed".to_owned()))?;
-        let write = db.begin_write().map_err(|e| StoreError::redb("write", FILE, e))?;
+        let mut write = db.begin_write().map_err(|e| StoreError::redb("write", FILE, e))?;
+        if (planted("ack-before-fsync") && group.iter().all(|op| matches!(op, Op::Append(..))))
+            || (planted("vote-without-fsync") && group.iter().all(|op| matches!(op, Op::Vote(..))))
+        {
+            let _ = write.set_durability(redb::Durability::None);
+        }
         let mut step = Step::new(&shared, self.live);
         self.fill(&write, group, &mut step)?;
         let purges = step.stale_from != self.stale_from || step.purged != shared.view().purged;
@@ -223,13 +256,18 @@ impl Writer {
                 failpoint::fails(point).map_err(|e| StoreError::io("flush", FILE, e))?;
             }
         }
-        let started = Now::now();
+        let started = self.began.take().unwrap_or_else(Now::now);
         write.commit().map_err(|e| StoreError::redb("flush", FILE, e))?;
         shared.flushes.record(Now::now() - started);
         for (here, point) in [(true, "log.after_sync"), (votes, "vote.after_sync"), (purges, "purge.after_sync")] {
             if here {
                 failpoint::hit(point);
             }
+        }
+        self.generation += 1;
+        if let Some(Err(e)) = self.witness.as_ref().map(|w| w.note(self.generation)) {
+            tracing::warn!(error = %e, "failed to write the witness of the raft log; going on without");
+            self.witness = None;
         }
         if self.stale_from.is_some() && step.stale_from.is_none() || step.purged != shared.view().purged {
             self.compactor.deleted();
@@ -284,6 +322,8 @@ impl Writer {
             let bytes = encode(Kind::Committed, 0, &LogIdV1::from(committed));
             meta.insert(COMMITTED, bytes.as_slice()).map_err(|e| fail(e.into()))?;
         }
+        let generation = encode(Kind::Generation, 0, &GenerationV1 { number: self.generation + 1 });
+        meta.insert(GENERATION, generation.as_slice()).map_err(|e| fail(e.into()))?;
         delete_stale(&mut log, step)
     }
 }
@@ -342,9 +382,11 @@ fn truncate(log: &mut Table<'_, u64, &'static [u8]>, from: u64, step: &mut Step)
     let fail = |e: redb::Error| StoreError::redb("truncate", FILE, e);
     let from = from.max(step.purged.map_or(0, |p| p.index + 1));
     let live = &mut step.live;
-    log.retain_in(from.., |_, value| forget(live, value)).map_err(|e| fail(e.into()))?;
+    if !planted("truncate-not-stored") {
+        log.retain_in(from.., |_, value| forget(live, value)).map_err(|e| fail(e.into()))?;
+    }
     step.tail.push(TailChange::Truncate(from));
-    let held = log.last().map_err(|e| fail(e.into()))?;
+    let held = log.range(..from).map_err(|e| fail(e.into()))?.next_back().transpose().map_err(|e| fail(e.into()))?;
     step.last = match held {
         Some((key, value)) if step.purged.is_none_or(|p| key.value() > p.index) => {
             let index = key.value();

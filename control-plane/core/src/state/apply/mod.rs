@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use optimus_common::api::v1::DeploymentPhase;
+use optimus_common::planted::planted;
 use optimus_common::protocol::{AllocStatus, NodeFacts, Phase};
 use optimus_common::{AllocId, NodeId, Reason, Span, Timestamp, WorkloadKey};
 
@@ -27,6 +28,7 @@ impl State {
         let Proposal { at, request, command } = proposal;
         if let Some((id, digest)) = &request
             && let Some(known) = self.requests.get(id)
+            && !planted("no-request-dedup")
         {
             self.index = index;
             return if known.digest == *digest { known.answer.clone() } else { Applied::Refused(Refusal::RequestReused) };
@@ -114,7 +116,7 @@ impl Step<'_> {
 
     fn event(&mut self, kind: EventKind, subject: &str, message: &str, reason: Option<Reason>) {
         let n = match self.state.events.get_max() {
-            Some(((index, n), _)) if *index == self.index => n + 1,
+            Some(((index, n), _)) if *index == self.index && !planted("event-index-reused") => n + 1,
             _ => 0,
         };
         let event = Event { index: self.index, n, at: self.at, kind, subject: subject.into(), message: message.into(), reason };

@@ -12,7 +12,7 @@ impl Step<'_> {
         for (id, reason) in stop {
             changed |= self.stop_alloc(id, reason);
         }
-        for placement in place {
+        for placement in planted_order(place) {
             changed |= self.place(placement);
         }
         for step in deployments {
@@ -38,7 +38,7 @@ impl Step<'_> {
         }
         // One copy of a release in a slot; those on nodes that do not answer may be replaced.
         let answers = |node: &NodeId| self.state.nodes.get(node).is_some_and(|n| n.up);
-        if self.state.allocs_in(&key, index).any(|a| a.run && a.release == release && answers(&a.node)) {
+        if !planted("plan-unchecked") && self.state.allocs_in(&key, index).any(|a| a.run && a.release == release && answers(&a.node)) {
             return false;
         }
         let Some(spec) = self.state.release(&key, release).map(|r| r.spec.clone()) else { return false };
@@ -117,4 +117,14 @@ impl Step<'_> {
             self.state.failures.remove(&slot);
         }
     }
+}
+
+/// As given, unless the order of a hash map is planted.
+#[allow(clippy::disallowed_types)] // what is planted is just that
+fn planted_order(place: Vec<Placement>) -> Vec<Placement> {
+    if !planted("hash-order-in-apply") {
+        return place;
+    }
+    let by_id: std::collections::HashMap<AllocId, Placement> = place.into_iter().map(|p| (p.alloc, p)).collect();
+    by_id.into_values().collect()
 }

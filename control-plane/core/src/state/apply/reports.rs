@@ -23,7 +23,9 @@ impl Step<'_> {
     }
 
     fn status(&mut self, node: NodeId, mut new: AllocStatus) -> bool {
-        let Some(alloc) = self.state.allocs.get(&new.id).filter(|a| a.node == node) else { return false };
+        let Some(alloc) = self.state.allocs.get(&new.id).filter(|a| a.node == node || planted("report-for-wrong-node")) else {
+            return false;
+        };
         let old = alloc.status.clone();
         if old.as_ref().is_some_and(|o| o.seq >= new.seq) {
             return false;

@@ -153,7 +153,11 @@ impl Step<'_> {
         }
     }
 
-    pub(super) fn put_workload(&mut self, workload: Workload) {
+    pub(super) fn put_workload(&mut self, mut workload: Workload) {
+        if planted("clock-in-apply") {
+            static TICKS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+            workload.updated_at.0 += TICKS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
         self.forget_failures(&workload.key, workload.copies);
         self.state.workloads.insert(workload.key.clone(), Arc::new(workload));
     }
