@@ -82,13 +82,22 @@ impl History {
 impl Load {
     /// `clients` writing and reading `registers`, each by its own dice.
     pub fn start(api: &ApiClient, clients: u32, registers: u64, seed: u64) -> Self {
+        Self::reading(api, clients, registers, seed, "linearizable")
+    }
+
+    /// The same with reads that may be old: a history of which the checker must refuse, to prove that it looks.
+    pub fn start_stale(api: &ApiClient, clients: u32, registers: u64, seed: u64) -> Self {
+        Self::reading(api, clients, registers, seed, "stale")
+    }
+
+    fn reading(api: &ApiClient, clients: u32, registers: u64, seed: u64, consistency: &'static str) -> Self {
         let (stop, acknowledged): (Arc<AtomicBool>, Arc<AtomicU64>) = Default::default();
         let (values, started) = (Arc::new(AtomicU64::new(1)), Instant::now());
         let mut tasks = JoinSet::new();
         for client in 0..clients {
             let dice = Dice(seed.wrapping_add(u64::from(client)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let (stop, acknowledged, values) = (stop.clone(), acknowledged.clone(), values.clone());
-            let run = Client { api: api.clone(), client, registers, dice, started, stop, acknowledged, values };
+            let run = Client { api: api.clone(), client, registers, dice, started, stop, acknowledged, values, consistency };
             tasks.spawn(run.run());
         }
         Self { stop, acknowledged, clients: tasks, api: api.clone(), registers, started }
@@ -125,7 +134,7 @@ impl Load {
                 let end = Instant::now() + crate::harness::PATIENCE;
                 loop {
                     let call = self.now();
-                    if let Some(kind) = read(&self.api, server, register).await {
+                    if let Some(kind) = read(&self.api, server, register, "linearizable").await {
                         ops.push(Op { client: u32::MAX, key: name(register), call, end: Some(self.now()), kind });
                         break;
                     }
@@ -147,6 +156,7 @@ struct Client {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
     values: Arc<AtomicU64>,
+    consistency: &'static str,
 }
 
 impl Client {
@@ -195,7 +205,7 @@ impl Client {
 
     async fn read(&mut self, register: u64) -> Option<Op> {
         let (server, call) = (self.server(), self.now());
-        let kind = read(&self.api, server, register).await?;
+        let kind = read(&self.api, server, register, self.consistency).await?;
         Some(Op { client: self.client, key: name(register), call, end: Some(self.now()), kind })
     }
 }
@@ -204,9 +214,9 @@ fn name(register: u64) -> String {
     format!("register-{register}")
 }
 
-/// One linearizable read; none when it was not answered.
-async fn read(api: &ApiClient, server: usize, register: u64) -> Option<Kind> {
-    let path = format!("/v1/projects/{PROJECT}/envs/dev/workloads/{}", name(register));
+/// One read; none when it was not answered.
+async fn read(api: &ApiClient, server: usize, register: u64, consistency: &str) -> Option<Kind> {
+    let path = format!("/v1/projects/{PROJECT}/envs/dev/workloads/{}?consistency={consistency}", name(register));
     let answer = api.get(server, &path, TRY).await.ok()?;
     match answer.status {
         200 => {
@@ -306,34 +316,22 @@ async fn follow(mut response: reqwest::Response, stream: &mut Stream, last: &mut
     }
 }
 
-/// Waits until all servers show the same state at the same index, and fails if they show different ones.
+/// Waits until all servers have applied the same entries, and fails if their states then differ.
 pub async fn expect_same_state(api: &ApiClient) {
-    const LISTS: [&str; 4] = ["workloads", "deployments", "allocations", "events"];
     let end = Instant::now() + crate::harness::PATIENCE;
     loop {
         let mut seen: Vec<(Option<u64>, String)> = Vec::new();
         for server in 0..api.servers() {
-            let mut shown = String::new();
-            let mut indexes = Vec::new();
-            for list in LISTS {
-                let path = format!("/v1/{list}?consistency=stale&page_size=1000");
-                if let Ok(answer) = api.get(server, &path, TRY).await
-                    && answer.is_success()
-                {
-                    indexes.push(answer.index);
-                    shown.push_str(&answer.body.to_string());
-                }
-            }
-            let whole = indexes.len() == LISTS.len() && indexes.windows(2).all(|pair| pair[0] == pair[1]);
-            seen.push((indexes.first().copied().flatten().filter(|_| whole), shown));
+            let answer = api.get(server, "/v1/cluster/digest", GIVE_UP).await.ok().filter(|answer| answer.is_success());
+            let body = answer.map(|answer| answer.body).unwrap_or_default();
+            seen.push((body["index"].as_u64(), body["digest"].as_str().unwrap_or_default().to_owned()));
         }
-        if seen.iter().all(|(index, _)| index.is_some() && *index == seen[0].0) {
-            for (server, (index, shown)) in seen.iter().enumerate() {
-                assert!(*shown == seen[0].1, "at index {index:?} server {server} shows\n{shown}\nserver 0 shows\n{}", seen[0].1);
-            }
+        let (index, digest) = seen[0].clone();
+        if index.is_some() && seen.iter().all(|(other, _)| *other == index) {
+            assert!(digest.len() == 64 && seen.iter().all(|(_, other)| *other == digest), "the servers differ at one index: {seen:?}");
             return;
         }
-        assert!(Instant::now() < end, "the servers do not come to the same index: {:?}", seen.iter().map(|s| s.0).collect::<Vec<_>>());
+        assert!(Instant::now() < end, "the servers do not come to the same index: {seen:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -32,7 +32,7 @@ fn a_kill_at_any_point_loses_no_acknowledged_write() {
                 Some("snapshot" | "purge") => 1 + dice.below(8),
                 _ => 1 + dice.below(300),
             };
-            let mut writer = Writer::start(program(), dir.path(), dice.next(), None, &format!("{point}=kill@{pass}"));
+            let mut writer = Writer::start(program(), dir.path(), dice.draw(), None, &format!("{point}=kill@{pass}"));
             let status = writer.wait_ended();
             assert_eq!(status.signal(), Some(libc::SIGKILL), "{point}@{pass}: {status}");
             acknowledged.extend(writer.kill());
@@ -50,7 +50,7 @@ fn a_failed_flush_ends_the_process_and_loses_nothing() {
     for point in ["log.before_sync", "vote.before_sync", "purge.before_sync", "snapshot.before_sync"] {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let pass = 2 + dice.below(3);
-        let mut writer = Writer::start(program(), dir.path(), dice.next(), None, &format!("{point}=error@{pass}"));
+        let mut writer = Writer::start(program(), dir.path(), dice.draw(), None, &format!("{point}=error@{pass}"));
         let status = writer.wait_ended();
         assert_eq!(status.code(), Some(1), "{point}@{pass}: {status}");
         let acknowledged = writer.kill();

@@ -77,7 +77,7 @@ fn no_acknowledged_write_is_lost_when_the_power_goes() {
     let mut total = 0;
     for n in 0..cuts {
         let when = plan(n, &mut dice);
-        let (acknowledged, verdict) = cut(dice.next(), &when, None);
+        let (acknowledged, verdict) = cut(dice.draw(), &when, None);
         println!("cut {n}: {when:?}, {acknowledged} acknowledged, recovered {verdict:?}");
         assert!(verdict.is_ok(), "cut {n} of OPTIMUS_POWER_SEED={seed}, {when:?}: {verdict:?}");
         total += acknowledged;

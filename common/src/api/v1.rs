@@ -330,6 +330,17 @@ pub struct ActionAnswer {
     pub changed: bool,
 }
 
+/// `GET /v1/cluster/digest`: what the asked server's own state amounts to. Servers at one index have one digest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StateDigest {
+    /// Raft id of the server that answers.
+    pub server: u64,
+    /// Log index its state has reached.
+    pub index: u64,
+    /// BLAKE3 of the whole state, in hex.
+    pub digest: String,
+}
+
 /// `GET /v1/cluster`: the servers of the control plane.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ClusterView {

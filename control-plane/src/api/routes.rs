@@ -124,6 +124,7 @@ pub fn table() -> &'static [Route] {
             route!(v1::export => snapshot, Admin, Plain),
             route!(v1::events => list_events, Events, Plain),
             route!(v1::cluster => get_cluster, Cluster, Plain),
+            route!(v1::cluster => state_digest, ClusterAdmin, Plain),
             route!(v1::cluster => transfer_leader, ClusterAdmin, Plain),
             route!(v1::cluster => remove_server, ClusterAdmin, Plain),
         ]

@@ -1,7 +1,7 @@
 //! The servers of the control plane.
 
 use axum::response::Response;
-use optimus_common::api::v1::{ActionAnswer, ClusterView, TransferAnswer, TransferRequest};
+use optimus_common::api::v1::{ActionAnswer, ClusterView, StateDigest, TransferAnswer, TransferRequest};
 use optimus_core::state::Command;
 
 use super::actions;
@@ -28,6 +28,19 @@ pub(crate) async fn get_cluster(ctx: Ctx) -> Result<Response, ApiError> {
     let view = cluster_admin::view(&state, &report);
     let view = view.ok_or_else(|| ApiError::not_found("the cluster has not been created yet").retry(RETRY_DEFAULT))?;
     ctx.json(state.index, &view)
+}
+
+/// The digest of this server's own state, for comparing servers. It costs a pass over the whole state.
+#[utoipa::path(get, path = "/v1/cluster/digest", tag = "cluster", operation_id = "get_state_digest",
+    responses((status = 200, body = StateDigest)))]
+pub(crate) async fn state_digest(ctx: Ctx) -> Result<Response, ApiError> {
+    let (server, state) = (ctx.store().status().server, ctx.store().state());
+    let index = state.index;
+    // Off the runtime: large states take a while.
+    let digest = tokio::task::spawn_blocking(move || state.digest()).await;
+    let digest = digest.map_err(|_| ApiError::internal("the digest was not finished"))?;
+    let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    ctx.json(index, &StateDigest { server, index, digest })
 }
 
 /// Hand leadership to another server. Writes pause for some milliseconds.
