@@ -29,12 +29,12 @@ impl Invariant for EventsContiguous {
                     }
                 }
                 let newest = before.events.get_max().map(|(place, _)| *place);
-                let mut expected = newest.filter(|(at, _)| *at == index).map_or(0, |(_, n)| n + 1);
-                for (place, _) in after.events.range((newest.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)) {
+                let first = newest.filter(|(at, _)| *at == index).map_or(0, |(_, n)| n + 1);
+                let fresh = after.events.range((newest.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded));
+                for (expected, (place, _)) in (first..).zip(fresh) {
                     if *place != (index, expected) {
                         return Err(format!("event {place:?} was written where {:?} should be", (index, expected)));
                     }
-                    expected += 1;
                 }
                 Ok(())
             }
