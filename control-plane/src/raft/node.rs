@@ -9,7 +9,6 @@ use openraft::error::{ClientWriteError, InitializeError, RaftError};
 use openraft::raft::AppendEntriesResponse;
 use openraft::{AsyncRuntime, BasicNode};
 use optimus_common::disk::Disk;
-use optimus_common::planted::planted;
 use tokio::sync::{mpsc, watch};
 
 use super::batcher::{self, Batcher};
@@ -496,9 +495,7 @@ impl<M: Machine> RaftNode<M> {
         match request {
             Request::Append(request) => {
                 // G3, the receiver's side.
-                if !planted("no-g3") {
-                    check_append(&request).map_err(|refusal| PeerError::Refused(refusal.to_string()))?;
-                }
+                check_append(&request).map_err(|refusal| PeerError::Refused(refusal.to_string()))?;
                 let answer = raft.append_entries(request).await.map_err(|e| stopped(e.to_string()))?;
                 if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
                     self.inner.heard.now();

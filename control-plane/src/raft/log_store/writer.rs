@@ -382,9 +382,7 @@ fn truncate(log: &mut Table<'_, u64, &'static [u8]>, from: u64, step: &mut Step)
     let fail = |e: redb::Error| StoreError::redb("truncate", FILE, e);
     let from = from.max(step.purged.map_or(0, |p| p.index + 1));
     let live = &mut step.live;
-    if !planted("truncate-not-stored") {
-        log.retain_in(from.., |_, value| forget(live, value)).map_err(|e| fail(e.into()))?;
-    }
+    log.retain_in(from.., |_, value| forget(live, value)).map_err(|e| fail(e.into()))?;
     step.tail.push(TailChange::Truncate(from));
     let held = log.range(..from).map_err(|e| fail(e.into()))?.next_back().transpose().map_err(|e| fail(e.into()))?;
     step.last = match held {

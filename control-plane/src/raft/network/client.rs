@@ -11,8 +11,6 @@ use openraft::raft::{AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteR
 use openraft::storage::Snapshot;
 use openraft::{AsyncRuntime, BasicNode, OptionalSend};
 
-use optimus_common::planted::planted;
-
 use super::super::IoMode;
 use super::super::clock::Clock;
 use super::super::fatal::Fatal as Signal;
@@ -102,9 +100,7 @@ fn unreachable(e: PeerError) -> CallError {
 impl RaftNetwork<Types> for PeerClient {
     async fn append_entries(&mut self, rpc: AppendRequest, _: RPCOption) -> Result<AppendEntriesResponse<u64>, CallError> {
         // G3, the sender's side.
-        if let Err(refusal) = check_append(&rpc)
-            && !planted("no-g3")
-        {
+        if let Err(refusal) = check_append(&rpc) {
             tracing::warn!(peer = self.peer.id, %refusal, "a stale replication stream was stopped");
             return Err(unreachable(PeerError::Refused(refusal.to_string())));
         }
