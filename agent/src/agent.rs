@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use optimus_common::env::Env;
+use optimus_common::{Bytes, Span};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,10 +24,16 @@ use crate::facts::{self, Stated};
 use crate::ledger::{self, LedgerError, Sealer};
 use crate::manager::Manager;
 use crate::manager::reports::Reports;
+use crate::metrics::collector::{Collector, SAMPLE_EVERY};
+use crate::metrics::history::HistoryConfig;
 use crate::workloads::Workloads;
 
 /// Longest time a detaching agent waits for its own tasks: a start under way is finished first.
 const DETACH_DEADLINE: Duration = Duration::from_secs(35);
+
+/// How far back the history of metrics reaches, and what it may take on disk.
+const METRICS_KEPT: Span = Span::secs(6 * 3600);
+const METRICS_BYTES_MAX: Bytes = Bytes::mib(256);
 
 /// What an agent is started with. Checked by [`Agent::start`].
 #[derive(Debug, Clone)]
@@ -105,6 +112,11 @@ impl Agent {
         let process = Arc::new(ProcessDriver::new(process, env.clone()));
         let facts = facts::gather(&stated, process.cgroup(), &[process.fingerprint()]);
 
+        let history = HistoryConfig { dir: data_dir.join("metrics"), keep: METRICS_KEPT, bytes_max: METRICS_BYTES_MAX };
+        // Workloads run without being measured rather than not at all.
+        let metrics = Collector::start(history, SAMPLE_EVERY, Arc::clone(&env.clock))
+            .inspect_err(|error| tracing::error!(%error, "nothing will be measured on this node"))
+            .ok();
         let ctx = Arc::new(Context {
             env,
             reports: Arc::new(Reports::new(held.epoch)),
@@ -114,6 +126,7 @@ impl Agent {
             leave: CancellationToken::new(),
             tasks: TaskTracker::new(),
             worker_ended: Notify::new(),
+            metrics,
         });
         let drivers = BTreeMap::from([(process.name(), Arc::clone(&process) as Arc<dyn Driver>)]);
         let manager = Manager::start(Arc::clone(&ctx), drivers, sealer, facts, held).await;

@@ -27,6 +27,7 @@ use crate::health::prober::{self, Finding, Question};
 use crate::ledger::{AllocRecord, Writer};
 use crate::logs;
 use crate::manager::reports::Reports;
+use crate::metrics::collector::Collector;
 use crate::ports;
 
 /// How often a running copy is looked at for what raises no event (lost output).
@@ -51,6 +52,8 @@ pub struct Context {
     pub tasks: TaskTracker,
     /// Told when a worker has ended.
     pub worker_ended: Notify,
+    /// Unset: nothing is sampled.
+    pub metrics: Option<Collector>,
 }
 
 impl Context {
@@ -343,6 +346,9 @@ impl Worker {
         let readiness = health.readiness.as_ref().and_then(|p| self.probe(p, started, true, ready, &end));
         let liveness = health.liveness.as_ref().and_then(|p| self.probe(p, started, false, false, &end));
         self.probes = Some(Probes { readiness, liveness, end });
+        if let (Some(metrics), Some(files)) = (&self.ctx.metrics, run.group_files()) {
+            metrics.watch(self.alloc.id, files);
+        }
         self.run = Some(run);
     }
 
@@ -423,6 +429,9 @@ impl Worker {
         let attempt = self.attempt;
         self.run = None;
         self.probes = None;
+        if let Some(metrics) = &self.ctx.metrics {
+            metrics.forget(self.alloc.id);
+        }
         self.end_of(attempt, attempt, ended).await;
     }
 

@@ -19,6 +19,7 @@ use optimus_common::spec::WorkloadSpec;
 use optimus_common::time::{Span, Timestamp};
 use optimus_common::units::Bytes;
 
+use crate::metrics::group::GroupFiles;
 pub use crate::workloads::Boxed;
 
 /// What a driver can do here.
@@ -135,6 +136,10 @@ pub trait Run: Send + Sync + 'static {
     /// Its processes. Blocking but short; bounded by its pids limit.
     fn pids(&self) -> Vec<u32>;
     fn stats(&self) -> Result<Stats, RunError>;
+    /// Where its use of resources can be read again and again; unset when it is not to be had.
+    fn group_files(&self) -> Option<GroupFiles> {
+        None
+    }
     /// Lines of output lost because the disk is full, so far.
     fn dropped_lines(&self) -> u64;
 }

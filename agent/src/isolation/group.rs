@@ -14,6 +14,7 @@ use cgroups_rs::fs::{Hierarchy as CrateHierarchy, MaxValue, hierarchies};
 
 use super::detect::{CONTROLLERS, Hierarchy, Version};
 use super::{Limits, SetLimitError, Usage};
+use crate::metrics::group::GroupFiles;
 
 /// CFS period. Short enough that a throttled request waits less than a blink.
 const PERIOD_USEC: u64 = 100_000;
@@ -110,6 +111,26 @@ impl Group {
     }
     pub fn peak_file(&self) -> Option<PathBuf> {
         self.existing("memory", "memory.max_usage_in_bytes", "memory.peak")
+    }
+
+    /// Where its use of resources can be read, again and again.
+    pub fn files(&self) -> GroupFiles {
+        let v1_only = |controller, v1| if self.version == Version::V1 { self.existing(controller, v1, "") } else { None };
+        let v2_only = |controller, v2| if self.version == Version::V2 { self.existing(controller, "", v2) } else { None };
+        GroupFiles {
+            cpuacct: v1_only("cpuacct", "cpuacct.usage"),
+            cpu_stat: self.existing("cpu", "cpu.stat", "cpu.stat"),
+            memory: self.existing("memory", "memory.usage_in_bytes", "memory.current"),
+            memory_stat: self.existing("memory", "memory.stat", "memory.stat"),
+            memory_peak: self.peak_file(),
+            oom: self.oom_file(),
+            pids: self.existing("pids", "pids.current", "pids.current"),
+            procs: self.procs_files().into_iter().next().filter(|p| p.exists()),
+            io: v2_only("cpu", "io.stat"),
+            pressure_cpu: v2_only("cpu", "cpu.pressure"),
+            pressure_memory: v2_only("memory", "memory.pressure"),
+            pressure_io: v2_only("cpu", "io.pressure"),
+        }
     }
 
     // ---- limits ----

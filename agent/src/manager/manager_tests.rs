@@ -47,6 +47,7 @@ impl Node {
             leave: CancellationToken::new(),
             tasks: TaskTracker::new(),
             worker_ended: tokio::sync::Notify::new(),
+            metrics: None,
         };
         let drivers = BTreeMap::from([("process", Arc::new(self.mock.clone()) as Arc<dyn Driver>)]);
         let facts = NodeFacts::default();

@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use super::supervisor::{self, Supervised};
 use crate::driver::{Boxed, Ended, Run, RunError, Stats};
 use crate::isolation::Group;
+use crate::metrics::group::GroupFiles;
 
 pub(super) struct ProcessRun {
     env: Env,
@@ -140,6 +141,9 @@ impl Run for ProcessRun {
             memory_peak: Bytes(usage.memory_peak),
             processes: u32::try_from(usage.pids).unwrap_or(u32::MAX),
         })
+    }
+    fn group_files(&self) -> Option<GroupFiles> {
+        self.group.as_ref().map(|g| g.files())
     }
     fn dropped_lines(&self) -> u64 {
         supervisor::dropped_lines(&self.run_dir).unwrap_or(0)
