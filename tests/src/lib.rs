@@ -13,4 +13,5 @@ pub mod linearizability;
 pub mod load;
 pub mod loop_image;
 pub mod netns;
+pub mod router;
 pub mod scenario;

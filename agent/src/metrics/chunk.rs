@@ -177,7 +177,13 @@ mod tests {
             Metric::Pids => 12,
             Metric::Fds => 40 + noise(8),
             Metric::IoRead => 0,
-            Metric::IoWrite => if n.is_multiple_of(10) { 8192 } else { 0 },
+            Metric::IoWrite => {
+                if n.is_multiple_of(10) {
+                    8192
+                } else {
+                    0
+                }
+            }
             Metric::NetReceive => 90_000 + noise(30_000),
             Metric::NetTransmit => 900_000 + noise(300_000),
             Metric::PressureCpu => noise(9),

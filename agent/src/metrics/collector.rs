@@ -60,7 +60,17 @@ impl Collector {
         let latest = Arc::new(Mutex::new(Latest::new()));
         let host = HostSampler::open(config.dir.parent().unwrap_or(&config.dir));
         let history = History::open(config, clock.now())?;
-        let state = State { every, clock, host, history, copies: BTreeMap::new(), before: None, latest: Arc::clone(&latest), buffer: Vec::new(), samples: 0 };
+        let state = State {
+            every,
+            clock,
+            host,
+            history,
+            copies: BTreeMap::new(),
+            before: None,
+            latest: Arc::clone(&latest),
+            buffer: Vec::new(),
+            samples: 0,
+        };
         let thread = thread::Builder::new().name("metrics".into()).spawn(move || state.run(&inbox))?;
         Ok(Collector { orders, latest, thread: Mutex::new(Some(thread)) })
     }
@@ -233,7 +243,8 @@ mod tests {
         assert!(has(Subject::Host)(&collector).is_some());
         std::fs::write(&cpu, "no number").unwrap();
         wait_for("its end", || has(Subject::Alloc(alloc))(&collector).is_none().then_some(()));
-        let query = Query { subject: Subject::Alloc(alloc), metrics: vec![Metric::Cpu], from, to: from + Span::secs(600), step: Span::secs(60) };
+        let query =
+            Query { subject: Subject::Alloc(alloc), metrics: vec![Metric::Cpu], from, to: from + Span::secs(600), step: Span::secs(60) };
         let answer = collector.query(query).await.unwrap().unwrap();
         assert!(answer.iter().any(|step| step[0].is_some()), "what it used is still known");
     }

@@ -87,9 +87,7 @@ impl GroupSampler {
             let (read, write) = io_totals(file.read(buffer)?);
             (reading.io_read, reading.io_write) = (Some(read), Some(write));
         }
-        for (file, value) in
-            self.pressure.iter().zip([&mut reading.pressure_cpu, &mut reading.pressure_memory, &mut reading.pressure_io])
-        {
+        for (file, value) in self.pressure.iter().zip([&mut reading.pressure_cpu, &mut reading.pressure_memory, &mut reading.pressure_io]) {
             // Pressure may be switched off at boot: the file is there and cannot be read.
             *value = file.as_ref().and_then(|f| some_total(f.read(buffer).ok()?));
         }
@@ -167,7 +165,10 @@ mod tests {
             ..GroupFiles::default()
         };
         let reading = GroupSampler::open(&v2).read(&mut buffer).unwrap();
-        assert_eq!((reading.cpu_usec, reading.throttled_usec, reading.memory, reading.inactive_file), (Some(500), Some(20), Some(4096), Some(96)));
+        assert_eq!(
+            (reading.cpu_usec, reading.throttled_usec, reading.memory, reading.inactive_file),
+            (Some(500), Some(20), Some(4096), Some(96))
+        );
         assert_eq!((reading.oom_kills, reading.pressure_cpu, reading.pids), (Some(2), Some(7), None));
         let v1 = GroupFiles {
             cpuacct: file("cpuacct.usage", "2000000\n"),

@@ -165,9 +165,8 @@ impl History {
                 }
             }
         }
-        let point = |(sum, samples, max): &(u128, u64, u64)| {
-            (*samples > 0).then(|| Point { mean: (sum / u128::from(*samples)) as u64, max: *max })
-        };
+        let point =
+            |(sum, samples, max): &(u128, u64, u64)| (*samples > 0).then(|| Point { mean: (sum / u128::from(*samples)) as u64, max: *max });
         Ok(sums.iter().map(|step| step.iter().map(point).collect()).collect())
     }
 

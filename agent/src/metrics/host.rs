@@ -62,9 +62,7 @@ impl HostSampler {
             let (read, write) = disk_totals(text);
             (reading.io_read, reading.io_write) = (Some(read), Some(write));
         }
-        for (file, value) in
-            self.pressure.iter().zip([&mut reading.pressure_cpu, &mut reading.pressure_memory, &mut reading.pressure_io])
-        {
+        for (file, value) in self.pressure.iter().zip([&mut reading.pressure_cpu, &mut reading.pressure_memory, &mut reading.pressure_io]) {
             *value = text(file, buffer).and_then(some_total);
         }
         if let Ok(disk) = rustix::fs::statvfs(&self.data) {
@@ -138,7 +136,8 @@ mod tests {
 
     #[test]
     fn interfaces_and_disks_count_once() {
-        let net = "Inter-|   Receive\n face |bytes\n    lo: 9 0 0 0 0 0 0 0 9 0\n  eth0: 100 1 0 0 0 0 0 0 40 1\nveth1: 5 0 0 0 0 0 0 0 5 0\n";
+        let net =
+            "Inter-|   Receive\n face |bytes\n    lo: 9 0 0 0 0 0 0 0 9 0\n  eth0: 100 1 0 0 0 0 0 0 40 1\nveth1: 5 0 0 0 0 0 0 0 5 0\n";
         assert_eq!(net_totals(net), (100, 40));
         let disks = "8 0 sda 1 0 10 0 1 0 20 0 0 0 0\n8 1 sda1 1 0 10 0 1 0 20 0\n7 0 loop0 1 0 10 0 1 0 20 0\n259 0 nvme0n1 1 0 2 0 1 0 4 0\n259 1 nvme0n1p1 1 0 2 0 1 0 4 0\n";
         assert_eq!(disk_totals(disks), (12 * SECTOR, 24 * SECTOR));
@@ -150,7 +149,9 @@ mod tests {
         let sampler = HostSampler::open(dir.path());
         let mut buffer = Vec::new();
         let first = sampler.read(&mut buffer);
-        for (name, value) in [("cpu", first.cpu_usec), ("memory", first.memory), ("disk", first.disk), ("load", first.load), ("net", first.net_receive)] {
+        for (name, value) in
+            [("cpu", first.cpu_usec), ("memory", first.memory), ("disk", first.disk), ("load", first.load), ("net", first.net_receive)]
+        {
             assert!(value.is_some(), "{name}");
         }
         let mut spin = 0u64;
