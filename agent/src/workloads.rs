@@ -6,6 +6,10 @@ use std::pin::Pin;
 use optimus_common::protocol::{Desired, LogChunk, LogRequest, NodeFacts, Report};
 use tokio::sync::mpsc;
 
+use crate::metrics::collector::{Answer, Unavailable};
+use crate::metrics::history::{Query, Subject};
+use crate::metrics::rates::Reading;
+
 /// A desired set older than the one held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("desired set of generation {offered} is older than the one held, {held}")]
@@ -37,6 +41,14 @@ pub trait Workloads: Send + Sync + 'static {
     /// Waits for changes since the last call (or since `full_report`) and gives them as one batch.
     /// Cancel-safe: a change is handed over or kept.
     fn next_report(&self) -> Boxed<'_, Report>;
+    /// Newest readings of the host and of the copies that run; nothing where nothing is measured.
+    fn readings(&self) -> Vec<(Subject, Reading)> {
+        vec![]
+    }
+    /// The history of a subject.
+    fn history(&self, _query: Query) -> Boxed<'_, Result<Answer, Unavailable>> {
+        Box::pin(async { Err(Unavailable) })
+    }
     /// Streams the output of an allocation into `out` until it ends (or, following, until `out` closes).
     fn logs(&self, request: LogRequest, out: mpsc::Sender<LogChunk>) -> Boxed<'_, Result<(), LogError>>;
 }

@@ -20,6 +20,7 @@ use crate::reason::{Exit, Reason};
 use crate::spec::WorkloadSpec;
 use crate::time::{Span, Timestamp};
 use crate::units::{Bytes, Millicores};
+use crate::usage::{HistoryAnswer, HistoryRequest, Usage, UsageEvery};
 
 pub const ALPN_AGENT: &[u8] = b"optimus-agent/1";
 pub const ALPN_JOIN: &[u8] = b"optimus-join/1";
@@ -28,9 +29,12 @@ pub const ALPN_RAFT: &[u8] = b"optimus-raft/1";
 /// Versions of the agent protocol this build speaks, oldest and newest.
 ///
 /// 2: the server tells the agent the addresses of all servers ([`Servers`]).
-pub const PROTOCOL: (u16, u16) = (1, 2);
+/// 4: agents tell what they use ([`Usage`]) and answer for its history ([`HistoryRequest`]).
+pub const PROTOCOL: (u16, u16) = (1, 4);
 /// First version with [`Servers`].
 pub const VERSION_SERVERS: u16 = 2;
+/// First version with [`Usage`] and [`HistoryRequest`].
+pub const VERSION_USAGE: u16 = 4;
 
 /// Most allocations in one desired set.
 pub const ALLOCS_PER_NODE_MAX: usize = 4096;
@@ -93,6 +97,10 @@ messages! {
         ServerJoinRequest = 14 v 1,
         ServerJoinAnswer = 15 v 1,
         Servers = 16 v 1,
+        Usage = 20 v 1,
+        UsageEvery = 21 v 1,
+        HistoryRequest = 22 v 1,
+        HistoryAnswer = 23 v 1,
     }
 }
 

@@ -8,6 +8,7 @@ pub mod api;
 pub mod auth;
 pub mod cluster_admin;
 pub mod consensus;
+pub mod federation;
 pub mod gateway;
 pub mod identity;
 pub mod join_tokens;

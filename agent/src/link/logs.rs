@@ -1,4 +1,4 @@
-//! Answers the server's requests for output, each on its own stream.
+//! Answers the server's requests for output.
 //!
 //! The first frame is always either a refusal or a chunk (an empty one if there is no line for a
 //! while), so the asker never waits for output to learn that it will come.
@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use optimus_common::protocol::{LogChunk, LogLine, Message, Refused};
+use optimus_common::protocol::{LogChunk, LogLine};
 use optimus_common::reason::code;
 use optimus_host::telemetry::Chain;
-use optimus_host::transport::{FrameError, FrameReader, FrameWriter};
+use optimus_host::transport::{FrameError, FrameWriter};
 use tokio::sync::mpsc;
 
+use super::calls::refuse;
 use crate::workloads::{LogError, Workloads};
 
 /// Most text in one chunk, and in one line of it.
@@ -22,34 +23,8 @@ const CHUNK_LINES_MAX: usize = 4096;
 const CHUNKS_WAITING: usize = 2;
 /// Without a line for so long the answer begins with an empty chunk.
 const FIRST_WORD: Duration = Duration::from_millis(250);
-const REQUEST_MAX: usize = 4 << 10;
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves one stream the server opened.
-pub async fn serve(workloads: Arc<dyn Workloads>, send: quinn::SendStream, receive: quinn::RecvStream) {
-    let mut writer = FrameWriter::new(send);
-    let mut reader = FrameReader::new(receive, REQUEST_MAX);
-    let result = match tokio::time::timeout(REQUEST_TIMEOUT, reader.next()).await {
-        Ok(Ok(Some(Message::LogRequest(request)))) => answer(&workloads, request, &mut writer).await,
-        Ok(Ok(Some(_))) => refuse(&mut writer, code::BAD_REQUEST.code, "this agent does not know the request".into()).await,
-        Ok(Ok(None)) | Err(_) => Ok(()),
-        Ok(Err(error)) if error.is_violation() => {
-            let text = Chain(&error).to_string();
-            refuse(&mut writer, code::BAD_REQUEST.code, text).await
-        }
-        Ok(Err(error)) => Err(error),
-    };
-    if let Err(error) = result {
-        tracing::debug!(error = %Chain(&error), "a log answer ended early"); // the asker left, or the connection did
-    }
-}
-
-async fn refuse(writer: &mut FrameWriter, code: &str, message: String) -> Result<(), FrameError> {
-    writer.send(Refused { code: code.into(), message }).await?;
-    writer.finish()
-}
-
-async fn answer(
+pub(super) async fn answer(
     workloads: &Arc<dyn Workloads>,
     request: optimus_common::protocol::LogRequest,
     writer: &mut FrameWriter,

@@ -11,10 +11,12 @@
 //!          renew at half life    serve log streams    watch for silence
 //! ```
 
+mod calls;
 mod identity;
 mod join;
 mod logs;
 mod session;
+mod usage;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

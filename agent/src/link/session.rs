@@ -7,6 +7,8 @@ use optimus_common::protocol::{
     ALPN_AGENT, Blob, Desired, Hello, Message, PROTOCOL, Pong, Refused, RenewRequest, Report, STATUS_MAX, Welcome,
 };
 use optimus_common::reason::code;
+use optimus_common::time::Span;
+use optimus_common::usage::{USAGE_EVERY, USAGE_WATCHED};
 use optimus_host::dial::{DialError, dial};
 use optimus_host::telemetry::Chain;
 use optimus_host::tls;
@@ -15,7 +17,7 @@ use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::{Link, LinkStatus, logs};
+use super::{Link, LinkStatus, calls, usage};
 
 /// A server pings every second; after this much silence it is taken for gone, so that a node whose server died is back
 /// with another two seconds later. Silence means no packet at all: a faster heartbeat would cost servers 8 % of a core
@@ -52,19 +54,19 @@ impl End {
     fn failed(reason: impl Into<String>) -> Self {
         End::Failed { reason: reason.into() }
     }
-    fn lost(reason: impl Into<String>) -> Self {
+    pub(super) fn lost(reason: impl Into<String>) -> Self {
         End::Lost { reason: reason.into() }
     }
 
     /// What a broken stream means before (`make` = failed) or after (`make` = lost) the welcome.
-    fn of_frame(error: &FrameError, make: fn(String) -> End) -> Self {
+    pub(super) fn of_frame(error: &FrameError, make: fn(String) -> End) -> Self {
         match error.connection() {
             Some(lost) => Self::of_connection(lost, make),
             None => make(Chain(error).to_string()),
         }
     }
 
-    fn of_connection(error: &ConnectionError, make: fn(String) -> End) -> Self {
+    pub(super) fn of_connection(error: &ConnectionError, make: fn(String) -> End) -> Self {
         let text = transport::explain(error);
         match error {
             // Closed with `CODE message`.
@@ -86,10 +88,10 @@ impl End {
 /// Connects to the server at `address`, which gets `patience` to answer, and serves until the session ends.
 pub async fn run(link: &Link, endpoint: &Endpoint, address: &str, patience: Duration) -> End {
     match connect(link, endpoint, address, patience).await {
-        Ok((connection, reader, writer)) => {
+        Ok(Welcomed { connection, reader, writer, version }) => {
             tracing::info!(server = address, "connected to the control plane");
             link.status.send_replace(LinkStatus::Connected { server: address.to_owned() });
-            let end = serve(link, &connection, reader, writer).await;
+            let end = serve(link, &connection, reader, writer, version).await;
             connection.close(close::DONE.into(), b""); // a no-op where it is gone
             end
         }
@@ -97,13 +99,17 @@ pub async fn run(link: &Link, endpoint: &Endpoint, address: &str, patience: Dura
     }
 }
 
+/// A session that has begun.
+struct Welcomed {
+    connection: Connection,
+    reader: FrameReader,
+    writer: FrameWriter,
+    /// Of the protocol.
+    version: u16,
+}
+
 /// Dials and greets (or renews, if the certificate is good for nothing else).
-async fn connect(
-    link: &Link,
-    endpoint: &Endpoint,
-    address: &str,
-    patience: Duration,
-) -> Result<(Connection, FrameReader, FrameWriter), End> {
+async fn connect(link: &Link, endpoint: &Endpoint, address: &str, patience: Duration) -> Result<Welcomed, End> {
     let identity = link.identity().clone();
     let config = tls::member_client(&[&identity.ca], &identity.certificate, &identity.key, ALPN_AGENT, &link.env.clock)
         .map_err(|e| End::failed(Chain(&e).to_string()))?;
@@ -146,7 +152,7 @@ async fn connect(
                 return Err(End::failed(format!("the server answered with protocol version {version} of cluster {cluster}")));
             }
             reader.set_limit(optimus_common::codec::FRAME_MAX);
-            Ok((connection, reader, writer))
+            Ok(Welcomed { connection, reader, writer, version })
         }
         Ok(Ok((_, _, Some(Message::RenewAnswer(answer))))) if expired => {
             connection.close(close::DONE.into(), b"");
@@ -168,16 +174,18 @@ async fn connect(
 }
 
 /// All loops of a welcomed session; the first to end ends it.
-async fn serve(link: &Link, connection: &Connection, reader: FrameReader, writer: FrameWriter) -> End {
+async fn serve(link: &Link, connection: &Connection, reader: FrameReader, writer: FrameWriter, version: u16) -> End {
     let (out, outgoing) = mpsc::channel(OUTGOING);
     let (newest, desired) = watch::channel(None);
+    let (every, pace) = watch::channel(USAGE_EVERY);
     let heard = Mutex::new(link.env.clock.monotonic());
     tokio::select! {
-        end = read(link, reader, &heard, &out, &newest) => end,
+        end = read(link, reader, &heard, &out, &newest, &every) => end,
         end = write(link, writer, outgoing) => end,
         end = accept(link, desired, &out) => end,
         end = renew(link, &out) => end,
         end = streams(link, connection) => end,
+        end = usage::send(link, connection, version, pace) => end,
         end = silence(link, connection, &heard, &out) => end,
     }
 }
@@ -188,6 +196,7 @@ async fn read(
     heard: &Mutex<Duration>,
     out: &mpsc::Sender<Message>,
     newest: &watch::Sender<Option<Desired>>,
+    every: &watch::Sender<Span>,
 ) -> End {
     loop {
         let message = match reader.next().await {
@@ -219,6 +228,9 @@ async fn read(
                         tracing::error!(error = %Chain(&error), "failed to store where the servers are; told again in the next session")
                     }
                 }
+            }
+            Message::UsageEvery(asked) => {
+                every.send_replace(asked.every.clamp(USAGE_WATCHED, USAGE_EVERY));
             }
             Message::Refused(Refused { code, message }) => return End::Refused { code, message },
             _ => return End::lost("the server sent a message that is not for agents"),
@@ -330,13 +342,13 @@ async fn streams(link: &Link, connection: &Connection) -> End {
         tokio::select! {
             stream = connection.accept_bi() => match stream {
                 Ok((send, receive)) => {
-                    open.spawn(logs::serve(link.workloads.clone(), send, receive));
+                    open.spawn(calls::serve(link.workloads.clone(), send, receive));
                 }
                 Err(error) => return End::of_connection(&error, End::lost),
             },
             Some(ended) = open.join_next() => {
                 if ended.is_err_and(|e| e.is_panic()) {
-                    tracing::error!("serving a log panicked");
+                    tracing::error!("serving a request panicked");
                 }
             }
         }

@@ -26,6 +26,9 @@ use crate::alloc::worker::{Context, Worker, alloc_dir};
 use crate::driver::{Driver, Run};
 use crate::ledger::{AllocRecord, Held, Sealer};
 use crate::logs::{self, retention};
+use crate::metrics::collector::{Answer, Collector, Unavailable};
+use crate::metrics::history::{Query, Subject};
+use crate::metrics::rates::Reading;
 use crate::workloads::{Boxed, LogError, OlderGeneration, Workloads};
 
 /// Name of the sealed copy of a desired allocation in its directory; with it a lost ledger can be rebuilt.
@@ -291,6 +294,12 @@ impl Workloads for Manager {
     }
     fn next_report(&self) -> Boxed<'_, Report> {
         Box::pin(self.ctx.reports.next())
+    }
+    fn readings(&self) -> Vec<(Subject, Reading)> {
+        self.ctx.metrics.as_ref().map(Collector::latest).unwrap_or_default()
+    }
+    fn history(&self, query: Query) -> Boxed<'_, Result<Answer, Unavailable>> {
+        Box::pin(async move { self.ctx.metrics.as_ref().ok_or(Unavailable)?.query(query).await })
     }
     fn logs(&self, request: LogRequest, out: mpsc::Sender<LogChunk>) -> Boxed<'_, Result<(), LogError>> {
         Box::pin(self.read_logs(request, out))

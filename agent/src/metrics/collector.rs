@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use optimus_common::AllocId;
 use optimus_common::env::Clock;
+use optimus_common::usage::Point;
+use optimus_common::{AllocId, Figures};
 use tokio::sync::oneshot;
 
 use super::group::{GroupFiles, GroupSampler};
-use super::history::{History, HistoryConfig, Point, Query, QueryError, Subject};
+use super::history::{History, HistoryConfig, Query, QueryError, Subject};
 use super::host::HostSampler;
 use super::rates::{self, Reading};
 
@@ -28,7 +29,7 @@ const FDS_EVERY: u64 = 10;
 /// Orders that wait; beyond, whoever asks is told that the collector is behind.
 const ORDERS_MAX: usize = 1024;
 
-/// Answer of a query: for each step, for each metric asked for.
+/// Answer of a query: for each metric asked for, a point a step.
 pub type Answer = Result<Vec<Vec<Option<Point>>>, QueryError>;
 
 enum Order {
@@ -165,7 +166,7 @@ impl State {
     fn sample(&mut self) {
         let (at, mono) = (self.clock.now(), self.clock.monotonic());
         let count_files = self.samples.is_multiple_of(FDS_EVERY);
-        let reading = Reading { at, mono, ..self.host.read(&mut self.buffer) };
+        let reading = Reading { at, mono, figures: self.host.read(&mut self.buffer) };
         self.history.append(Subject::Host, rates::row(self.before.as_ref(), &reading));
         self.before = Some(reading);
         let mut newest = vec![(Subject::Host, reading)];
@@ -178,8 +179,8 @@ impl State {
                     continue;
                 }
             };
-            let fds = if count_files { copy.sampler.fds(&mut self.buffer) } else { copy.before.and_then(|b| b.fds) };
-            let reading = Reading { at, mono, fds, ..read };
+            let fds = if count_files { copy.sampler.fds(&mut self.buffer) } else { copy.before.and_then(|b| b.figures.fds) };
+            let reading = Reading { at, mono, figures: Figures { fds, ..read } };
             self.history.append(Subject::Alloc(*id), rates::row(copy.before.as_ref(), &reading));
             copy.before = Some(reading);
             newest.push((Subject::Alloc(*id), reading));
@@ -237,15 +238,15 @@ mod tests {
         collector.watch(alloc, GroupFiles { cpuacct: Some(cpu.clone()), ..GroupFiles::default() });
         let has = |subject| move |c: &Collector| c.latest().into_iter().find(|(s, _)| *s == subject).map(|(_, r)| r);
         let first = wait_for("a reading", || has(Subject::Alloc(alloc))(&collector));
-        assert_eq!(first.cpu_usec, Some(1000));
+        assert_eq!(first.figures.cpu_usec, Some(1000));
         std::fs::write(&cpu, "2000000\n").unwrap();
-        wait_for("the next", || has(Subject::Alloc(alloc))(&collector).filter(|r| r.cpu_usec == Some(2000)));
+        wait_for("the next", || has(Subject::Alloc(alloc))(&collector).filter(|r| r.figures.cpu_usec == Some(2000)));
         assert!(has(Subject::Host)(&collector).is_some());
         std::fs::write(&cpu, "no number").unwrap();
         wait_for("its end", || has(Subject::Alloc(alloc))(&collector).is_none().then_some(()));
         let query =
             Query { subject: Subject::Alloc(alloc), metrics: vec![Metric::Cpu], from, to: from + Span::secs(600), step: Span::secs(60) };
         let answer = collector.query(query).await.unwrap().unwrap();
-        assert!(answer.iter().any(|step| step[0].is_some()), "what it used is still known");
+        assert!(answer[0].iter().any(Option::is_some), "what it used is still known");
     }
 }

@@ -3,8 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use optimus_common::Figures;
+
 use super::files::{Kept, field, some_total};
-use super::rates::Reading;
 
 /// Where a group's figures are; unset where this host has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,42 +57,42 @@ impl GroupSampler {
         }
     }
 
-    /// Fills everything but the times and the open files.
-    pub fn read(&self, buffer: &mut Vec<u8>) -> io::Result<Reading> {
-        let mut reading = Reading::default();
+    /// Everything but the open files.
+    pub fn read(&self, buffer: &mut Vec<u8>) -> io::Result<Figures> {
+        let mut figures = Figures::default();
         if let Some(file) = &self.cpu_stat {
             let text = file.read(buffer)?;
-            reading.cpu_usec = field(text, "usage_usec");
-            reading.throttled_usec = field(text, "throttled_usec").or_else(|| field(text, "throttled_time").map(|ns| ns / 1000));
+            figures.cpu_usec = field(text, "usage_usec");
+            figures.throttled_usec = field(text, "throttled_usec").or_else(|| field(text, "throttled_time").map(|ns| ns / 1000));
         }
         if let Some(file) = &self.cpuacct {
-            reading.cpu_usec = Some(file.number(buffer)? / 1000);
+            figures.cpu_usec = Some(file.number(buffer)? / 1000);
         }
         if let Some(file) = &self.memory {
-            reading.memory = Some(file.number(buffer)?);
+            figures.memory = Some(file.number(buffer)?);
         }
         if let Some(file) = &self.memory_stat {
             let text = file.read(buffer)?;
-            reading.inactive_file = field(text, "total_inactive_file").or_else(|| field(text, "inactive_file"));
+            figures.inactive_file = field(text, "total_inactive_file").or_else(|| field(text, "inactive_file"));
         }
         if let Some(file) = &self.memory_peak {
-            reading.memory_peak = Some(file.number(buffer)?);
+            figures.memory_peak = Some(file.number(buffer)?);
         }
         if let Some(file) = &self.oom {
-            reading.oom_kills = Some(optimus_runner::oom_kills(file.read(buffer)?));
+            figures.oom_kills = Some(optimus_runner::oom_kills(file.read(buffer)?));
         }
         if let Some(file) = &self.pids {
-            reading.pids = Some(file.number(buffer)?);
+            figures.pids = Some(file.number(buffer)?);
         }
         if let Some(file) = &self.io {
             let (read, write) = io_totals(file.read(buffer)?);
-            (reading.io_read, reading.io_write) = (Some(read), Some(write));
+            (figures.io_read, figures.io_write) = (Some(read), Some(write));
         }
-        for (file, value) in self.pressure.iter().zip([&mut reading.pressure_cpu, &mut reading.pressure_memory, &mut reading.pressure_io]) {
+        for (file, value) in self.pressure.iter().zip([&mut figures.pressure_cpu, &mut figures.pressure_memory, &mut figures.pressure_io]) {
             // Pressure may be switched off at boot: the file is there and cannot be read.
             *value = file.as_ref().and_then(|f| some_total(f.read(buffer).ok()?));
         }
-        Ok(reading)
+        Ok(figures)
     }
 
     /// Open files of the group's processes, those of the first [`PROCESSES_COUNTED`]. Costs a call a process.

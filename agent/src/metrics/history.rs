@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use optimus_common::usage::{POINTS_MAX, Point};
 use optimus_common::{AllocId, Bytes, Span, Timestamp};
 
 use super::Metric;
@@ -48,16 +49,6 @@ pub const SUBJECTS_MAX: usize = 4096;
 const STRETCHES: u64 = 4;
 /// Page cache of all of them together.
 const CACHE: u64 = 4 << 20;
-/// Most points of one metric in an answer.
-pub const POINTS_MAX: u64 = 2000;
-
-/// A metric over the time of one step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Point {
-    pub mean: u64,
-    pub max: u64,
-}
-
 /// What [`History::query`] is asked.
 #[derive(Debug, Clone)]
 pub struct Query {
@@ -141,10 +132,15 @@ impl History {
             self.write(*subject, rows);
         }
         self.gathering = gathering;
+        let flush = |db: &sled::Db| probed::guarded(|| db.flush()).err();
+        let damaged: Vec<_> = self.databases.iter().filter_map(|(start, db)| Some((*start, flush(db)?))).collect();
+        for (start, damage) in damaged {
+            self.give_up(start, &damage);
+        }
         self.rotate(now);
     }
 
-    /// The rows of a subject in steps: `steps[n]` holds, for each metric asked for, what was sampled in step `n`.
+    /// The rows of a subject in steps: for each metric asked for, a point a step.
     pub fn query(&mut self, query: &Query) -> Result<Vec<Vec<Option<Point>>>, QueryError> {
         if query.step.0 == 0 {
             return Err(QueryError::NoStep);
@@ -154,11 +150,11 @@ impl History {
         if count > POINTS_MAX {
             return Err(QueryError::TooMany { asked: count, least: Span(length.div_ceil(POINTS_MAX)) });
         }
-        let mut sums = vec![vec![(0u128, 0u64, 0u64); query.metrics.len()]; count as usize];
+        let mut sums = vec![vec![(0u128, 0u64, 0u64); count as usize]; query.metrics.len()];
         for row in self.rows(query) {
-            let Some(step) = sums.get_mut((row.at.since(query.from).0 / query.step.0) as usize) else { continue };
-            for (metric, (sum, samples, max)) in query.metrics.iter().zip(step) {
-                if let Some(value) = row.get(*metric) {
+            let step = (row.at.since(query.from).0 / query.step.0) as usize;
+            for (metric, series) in query.metrics.iter().zip(&mut sums) {
+                if let (Some(value), Some((sum, samples, max))) = (row.get(*metric), series.get_mut(step)) {
                     *sum += u128::from(value);
                     *samples += 1;
                     *max = value.max(*max);
@@ -167,7 +163,7 @@ impl History {
         }
         let point =
             |(sum, samples, max): &(u128, u64, u64)| (*samples > 0).then(|| Point { mean: (sum / u128::from(*samples)) as u64, max: *max });
-        Ok(sums.iter().map(|step| step.iter().map(point).collect()).collect())
+        Ok(sums.iter().map(|series| series.iter().map(point).collect()).collect())
     }
 
     /// All rows of a subject in a range, each once, from disk and from memory.
@@ -316,7 +312,7 @@ mod tests {
     }
 
     fn cpu(history: &mut History, from: u64, to: u64, step: u64) -> Vec<Option<Point>> {
-        history.query(&query(from, to, step)).unwrap().into_iter().map(|step| step[0]).collect()
+        history.query(&query(from, to, step)).unwrap().swap_remove(0)
     }
 
     #[test]
@@ -330,7 +326,7 @@ mod tests {
         assert_eq!(points[1], Some(Point { mean: 14, max: 19 }));
         assert_eq!(points[2], None, "a gap is no zero");
         assert_eq!(cpu(&mut history, 690, 710, 10), [Some(Point { mean: 194, max: 199 }), None]);
-        assert_eq!(history.query(&query(0, 10, 10)).unwrap()[0][1], None, "nothing is known of open files");
+        assert_eq!(history.query(&query(0, 10, 10)).unwrap()[1], [None], "nothing is known of open files");
     }
 
     #[test]
@@ -343,7 +339,6 @@ mod tests {
                 history.save(START + Span::secs(second));
             }
         }
-        history.databases.values().for_each(|db| assert!(db.flush().is_ok()));
         drop(history);
         let mut history = History::open(config(dir.path()), START + Span::secs(400)).unwrap();
         for second in 400..420 {
@@ -407,7 +402,7 @@ mod tests {
         assert_eq!(history.query(&query(0, 4000, 1)), Err(QueryError::TooMany { asked: 4000, least: Span::secs(2) }));
         assert_eq!(history.query(&query(0, 4000, 0)), Err(QueryError::NoStep));
         assert!(history.query(&query(0, 4000, 2)).is_ok());
-        assert_eq!(history.query(&query(10, 5, 1)), Ok(vec![]));
+        assert_eq!(history.query(&query(10, 5, 1)), Ok(vec![vec![], vec![]]));
     }
 
     #[test]

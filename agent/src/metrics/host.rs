@@ -3,10 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use optimus_common::Figures;
 use procfs::FromRead;
 
 use super::files::{Kept, some_total};
-use super::rates::Reading;
 
 /// Bytes of a sector in `/proc/diskstats`, whatever the device.
 const SECTOR: u64 = 512;
@@ -38,38 +38,38 @@ impl HostSampler {
         }
     }
 
-    /// Fills everything but the times. A figure that cannot be read is left out.
-    pub fn read(&self, buffer: &mut Vec<u8>) -> Reading {
-        let mut reading = Reading::default();
+    /// What can be read; a figure that cannot be read is left out.
+    pub fn read(&self, buffer: &mut Vec<u8>) -> Figures {
+        let mut figures = Figures::default();
         if let Some(text) = text(&self.stat, buffer) {
-            reading.cpu_usec = busy_usec(text);
+            figures.cpu_usec = busy_usec(text);
         }
         if let Some(memory) = text(&self.memory, buffer).and_then(|t| procfs::Meminfo::from_read(t.as_bytes()).ok()) {
-            reading.memory = Some(memory.mem_total.saturating_sub(memory.mem_free));
+            figures.memory = Some(memory.mem_total.saturating_sub(memory.mem_free));
             let left = memory.mem_available.unwrap_or(memory.mem_free);
             // So that "working" is what is not available.
-            reading.inactive_file = Some(left.saturating_sub(memory.mem_free));
+            figures.inactive_file = Some(left.saturating_sub(memory.mem_free));
         }
         if let Some(load) = text(&self.load, buffer).and_then(|t| procfs::LoadAverage::from_read(t.as_bytes()).ok()) {
-            reading.load = Some((load.one.max(0.0) * 100.0).round() as u64);
-            reading.pids = Some(u64::from(load.max));
+            figures.load = Some((load.one.max(0.0) * 100.0).round() as u64);
+            figures.pids = Some(u64::from(load.max));
         }
         if let Some(text) = text(&self.net, buffer) {
             let (receive, transmit) = net_totals(text);
-            (reading.net_receive, reading.net_transmit) = (Some(receive), Some(transmit));
+            (figures.net_receive, figures.net_transmit) = (Some(receive), Some(transmit));
         }
         if let Some(text) = text(&self.disks, buffer) {
             let (read, write) = disk_totals(text);
-            (reading.io_read, reading.io_write) = (Some(read), Some(write));
+            (figures.io_read, figures.io_write) = (Some(read), Some(write));
         }
-        for (file, value) in self.pressure.iter().zip([&mut reading.pressure_cpu, &mut reading.pressure_memory, &mut reading.pressure_io]) {
+        for (file, value) in self.pressure.iter().zip([&mut figures.pressure_cpu, &mut figures.pressure_memory, &mut figures.pressure_io]) {
             *value = text(file, buffer).and_then(some_total);
         }
         if let Ok(disk) = rustix::fs::statvfs(&self.data) {
-            reading.disk = Some(disk.f_blocks.saturating_sub(disk.f_bfree).saturating_mul(disk.f_frsize));
-            reading.disk_free = Some(disk.f_bavail.saturating_mul(disk.f_frsize));
+            figures.disk = Some(disk.f_blocks.saturating_sub(disk.f_bfree).saturating_mul(disk.f_frsize));
+            figures.disk_free = Some(disk.f_bavail.saturating_mul(disk.f_frsize));
         }
-        reading
+        figures
     }
 }
 

@@ -16,8 +16,7 @@ pub mod files;
 pub mod group;
 pub mod history;
 pub mod host;
-pub mod metric;
 pub mod probed;
 pub mod rates;
 
-pub use metric::{Metric, Unit};
+pub use optimus_common::metric::{Metric, Unit};

@@ -79,6 +79,9 @@ pub enum Side {
     Agent,
 }
 
+/// An agent's stream of what it uses, and the one that takes its place.
+const UNI_STREAMS_TO_SERVER: u32 = 2;
+
 /// Why QUIC cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
@@ -103,7 +106,10 @@ pub fn transport(side: Side) -> Arc<TransportConfig> {
             Side::Server => STREAMS_TO_SERVER,
             Side::Agent => STREAMS_TO_AGENT,
         }))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(match side {
+            Side::Server => UNI_STREAMS_TO_SERVER,
+            Side::Agent => 0,
+        }))
         .datagram_receive_buffer_size(None)
         .initial_rtt(INITIAL_RTT)
         .keep_alive_interval(Some(KEEP_ALIVE))

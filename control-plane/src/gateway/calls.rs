@@ -4,37 +4,69 @@ use std::time::Duration;
 
 use optimus_common::NodeId;
 use optimus_common::protocol::{LogRequest, Message};
+use optimus_common::usage::HistoryRequest;
 use optimus_host::telemetry::Chain;
 use optimus_host::transport::{FrameError, FrameReader, FrameWriter};
 use tokio::sync::mpsc;
 
 use super::Gateway;
-use crate::agent_calls::{AgentCallError, AgentCalls, LogAnswer};
+use crate::agent_calls::{AgentCallError, AgentCalls, HistoryCall, LogAnswer, NodeUsage};
 
 /// Longest wait for an agent's first word.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest frame of an answer; agents cut theirs at 64 KiB of text.
 const CHUNK_MAX: usize = 512 << 10;
+/// And of a history: every metric at the most points.
+const HISTORY_MAX: usize = 1 << 20;
 /// Chunks held for a slow reader; then the agent waits.
 const CHUNKS_WAITING: usize = 4;
 
+impl Gateway {
+    /// Sends a request on a stream of its own and waits for the first frame of the answer.
+    async fn ask(
+        &self,
+        node: NodeId,
+        request: impl Into<Message>,
+        limit: usize,
+    ) -> Result<(FrameReader, Result<Option<Message>, FrameError>), AgentCallError> {
+        let session = self.shared.sessions.get(node).ok_or(AgentCallError::NotConnected)?;
+        let asked = async {
+            let (send, receive) = session.connection.open_bi().await.map_err(|_| AgentCallError::NotConnected)?;
+            let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive, limit));
+            let sent = async {
+                writer.send(request).await?;
+                writer.finish()
+            };
+            sent.await.map_err(|_| AgentCallError::NotConnected)?;
+            let first = reader.next().await;
+            Ok((reader, first))
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| AgentCallError::TimedOut)?
+    }
+}
+
 impl AgentCalls for Gateway {
+    fn usages(&self) -> Vec<(NodeId, NodeUsage)> {
+        self.shared.usages.all()
+    }
+
+    fn history(&self, node: NodeId, request: HistoryRequest) -> HistoryCall<'_> {
+        Box::pin(async move {
+            let (_, first) = self.ask(node, request, HISTORY_MAX).await?;
+            match first {
+                Ok(Some(Message::HistoryAnswer(answer))) => Ok(answer),
+                Ok(Some(Message::Refused(refused))) => Err(AgentCallError::Refused(refused.message)),
+                Ok(_) => Err(AgentCallError::Refused("the agent sent something else than a history".into())),
+                Err(FrameError::Read(_)) => Err(AgentCallError::NotConnected),
+                Err(error) => Err(AgentCallError::Refused(Chain(&error).to_string())),
+            }
+        })
+    }
+
     fn logs(&self, node: NodeId, request: LogRequest) -> LogAnswer<'_> {
         Box::pin(async move {
-            let session = self.shared.sessions.get(node).ok_or(AgentCallError::NotConnected)?;
-            let asked = async {
-                let (send, receive) = session.connection.open_bi().await.map_err(|_| AgentCallError::NotConnected)?;
-                let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive, CHUNK_MAX));
-                let sent = async {
-                    writer.send(request).await?;
-                    writer.finish()
-                };
-                sent.await.map_err(|_| AgentCallError::NotConnected)?;
-                // An agent answers at once: with lines, with an empty chunk, or with a refusal.
-                let first = reader.next().await;
-                Ok::<_, AgentCallError>((reader, first))
-            };
-            let (mut reader, first) = tokio::time::timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| AgentCallError::TimedOut)??;
+            // An agent answers at once: with lines, with an empty chunk, or with a refusal.
+            let (mut reader, first) = self.ask(node, request, CHUNK_MAX).await?;
             let first = match first {
                 Ok(Some(Message::LogChunk(chunk))) => Some(chunk),
                 Ok(None) => None,

@@ -9,6 +9,7 @@
 //!    ALPN agent -> session::serve  certificate checked against state -> NodeUp -> Welcome
 //!                     pushes Desired   (woken by desired::Hub)
 //!                     takes Reports    -> reports::Reports -> Command::Report
+//!                     takes Usage      -> usage::Usages
 //!                     Ping / Pong      -> Heard            -> leases -> the leader -> Command::NodeDown
 //!    ALPN raft  -> PeerServe::serve
 //! ```
@@ -24,6 +25,7 @@ mod reports;
 mod servers;
 mod session;
 mod sessions;
+pub mod usage;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -96,6 +98,7 @@ struct Shared {
     /// Who serves other servers; without it they find no common protocol.
     peers: Option<Arc<dyn PeerServe>>,
     leases: leases::Leases,
+    usages: usage::Usages,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -141,6 +144,7 @@ impl Gateway {
             reports: reports::Reports::default(),
             peers,
             leases: leases::Leases::default(),
+            usages: usage::Usages::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use super::admission::Place;
 use super::leases::{self, STALE};
 use super::sessions::Session;
-use super::{HEARTBEAT, LEASE, Shared, log_end, servers};
+use super::{HEARTBEAT, LEASE, Shared, log_end, servers, usage};
 use crate::identity::CheckedRequest;
 use crate::store::ProposeError;
 
@@ -139,7 +139,9 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
         Ok(()) => Box::pin(running.run(reader, writer, generation)).await,
         Err(error) => log_end(address, node, &error),
     }
-    shared.sessions.leave(node, &session);
+    if shared.sessions.leave(node, &session) {
+        shared.usages.forget(node);
+    }
     leases::left(shared);
 }
 
@@ -330,6 +332,12 @@ impl Running<'_> {
                 Ok(never) => match never {},
             },
             () = self.renew_all(asked, answer) => {}
+            end = usage::read(self.shared, &self.session.connection, self.peer.node, self.version) => if let Err(error) = end {
+                if error.is_violation() {
+                    self.session.connection.close(VarInt::from_u32(close::PROTOCOL), Chain(&error).to_string().as_bytes());
+                }
+                log_end(address, self.peer.node, &error);
+            },
         }
         self.session.connection.close(VarInt::from_u32(close::DONE), b""); // a no-op where a reason was given
     }

@@ -80,12 +80,14 @@ impl Sessions {
         session
     }
 
-    /// Removes an ended session, unless another has taken its place.
-    pub fn leave(&self, node: NodeId, session: &Session) {
+    /// Removes an ended session; false: another has taken its place.
+    pub fn leave(&self, node: NodeId, session: &Session) -> bool {
         let mut inner = self.inner();
-        if inner.sessions.get(&node).is_some_and(|s| s.number == session.number) {
+        let last = inner.sessions.get(&node).is_some_and(|s| s.number == session.number);
+        if last {
             inner.sessions.remove(&node);
         }
+        last
     }
 
     pub fn get(&self, node: NodeId) -> Option<Session> {

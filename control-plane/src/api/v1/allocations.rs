@@ -119,7 +119,7 @@ pub(crate) async fn list_allocations(ctx: Ctx) -> Result<Response, ApiError> {
 }
 
 /// A copy by id, or by name (`web-0`): of several in one slot, the one that should run, newest first.
-fn find(state: &State, key: &WorkloadKey, wanted: &str) -> Result<Arc<Alloc>, ApiError> {
+pub(crate) fn find(state: &State, key: &WorkloadKey, wanted: &str) -> Result<Arc<Alloc>, ApiError> {
     workloads::row(state, key)?;
     if let Ok(id) = wanted.parse::<AllocId>()
         && let Some(alloc) = state.allocs.get(&id).filter(|alloc| alloc.key == *key)

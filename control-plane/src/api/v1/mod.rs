@@ -10,6 +10,7 @@ pub(crate) mod export;
 pub(crate) mod nodes;
 pub(crate) mod system;
 pub(crate) mod tokens;
+pub(crate) mod usage;
 pub(crate) mod workloads;
 
 use optimus_common::Span;

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// What a value counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
     Millicores,
@@ -21,7 +21,7 @@ pub enum Unit {
 macro_rules! metrics {
     ($($(#[doc = $doc:literal])+ $name:ident = $id:literal, $word:literal, $unit:ident;)+) => {
         /// One figure of a subject. The numbers are stored and never change their meaning.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
         #[serde(rename_all = "snake_case")]
         #[repr(u8)]
         pub enum Metric { $($(#[doc = $doc])+ $name = $id),+ }
