@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    agent, cluster, completion, deploy, dev, events, explain, help, init, logs, nodes, ps, restart, rm, scale, server, status, stop,
+    agent, cluster, completion, deploy, dev, events, explain, help, init, logs, nodes, ps, restart, rm, scale, server, status, stop, top,
     validate, version,
 };
 use crate::output::ColorChoice;
@@ -68,6 +68,9 @@ pub enum Verb {
     /// List copies
     #[command(before_help = ps::EXAMPLES)]
     Ps(ps::Args),
+    /// Show what copies and hosts use, those that use most first
+    #[command(before_help = top::EXAMPLES)]
+    Top(top::Args),
     /// Print what workloads print
     #[command(before_help = logs::EXAMPLES)]
     Logs(logs::Args),

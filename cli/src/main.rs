@@ -71,6 +71,7 @@ async fn client_verb(global: args::Global, verb: Verb, terminal: Terminal) -> Re
         Verb::Stop(args) => commands::stop::run(&args, &global, terminal).await,
         Verb::Rm(args) => commands::rm::run(&args, &global, terminal).await,
         Verb::Explain(args) => commands::explain::run(&args, &global, terminal).await,
+        Verb::Top(args) => commands::top::run(&args, &global, terminal).await,
         Verb::Nodes(args) => commands::nodes::run(&args, &global, terminal).await,
         Verb::Events(args) => commands::events::run(&args, &global, terminal).await,
         Verb::Version(args) => commands::version::run(&args, &global, terminal).await,

@@ -8,7 +8,7 @@ use optimus_common::protocol::{LogChunk, LogRequest};
 use optimus_common::usage::{HistoryAnswer, HistoryRequest};
 use tokio::sync::mpsc;
 
-pub use crate::gateway::usage::NodeUsage;
+pub use crate::gateway::usage::{Measured, NodeUsage};
 
 /// Why an agent did not answer a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,8 +28,8 @@ pub type HistoryCall<'a> = Pin<Box<dyn Future<Output = Result<HistoryAnswer, Age
 
 /// Asks agents.
 pub trait AgentCalls: Send + Sync + 'static {
-    /// Newest figures of every node connected to this server, with their age.
-    fn usages(&self) -> Vec<(NodeId, NodeUsage)> {
+    /// Newest figures of every node connected to this server. With `watch`, fresher ones follow for some seconds.
+    fn usages(&self, _watch: bool) -> Vec<(NodeId, NodeUsage)> {
         vec![]
     }
     /// The history of a node or of one of its allocations.

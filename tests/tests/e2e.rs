@@ -106,6 +106,26 @@ fn a_burner_gets_half_a_core() {
 }
 
 #[test]
+fn what_copies_and_hosts_use_is_seen_by_top() {
+    let mut sandbox = Sandbox::new();
+    sandbox.dev(&[]);
+    let example = repo_root().join("examples/cpu-burner").display().to_string();
+    sandbox.run(&["deploy", &example]).expect(0);
+    let row = wait_for("the burner's use of CPU", || {
+        let top = sandbox.run(&["top", "--json"]).expect(0).json();
+        let row = top["items"].as_array()?.first()?.clone();
+        (row["cpu"].as_f64()? > 0.3).then_some(row)
+    });
+    assert_eq!(row["cpu_limit"].as_f64(), Some(0.5), "{row}");
+    assert!(row["allocation"]["name"].as_str().unwrap().starts_with("cpu-burner-"), "{row}");
+    assert!(row["memory"].as_u64().unwrap() > 0 && row["pids"].as_u64().unwrap() > 0, "{row}");
+    let table = sandbox.run(&["top"]).expect(0).stdout;
+    assert!(table.contains("COPY") && table.contains("burner-0"), "{table}");
+    let hosts = sandbox.run(&["top", "--nodes", "--json"]).expect(0).json();
+    assert!(hosts["items"][0]["memory"].as_u64().unwrap() > 1 << 20, "{hosts}");
+}
+
+#[test]
 fn the_server_and_the_agent_may_be_killed_and_nothing_is_lost() {
     let mut sandbox = Sandbox::new();
     let server = sandbox.server();

@@ -18,6 +18,7 @@ pub mod scale;
 pub mod server;
 pub mod status;
 pub mod stop;
+pub mod top;
 pub mod validate;
 pub mod version;
 

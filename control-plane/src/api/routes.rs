@@ -120,6 +120,7 @@ pub fn table() -> &'static [Route] {
             route!(v1::nodes => list_nodes, Nodes, Plain),
             route!(v1::nodes => get_node, Nodes, Plain),
             route!(v1::nodes => remove_node, NodesAdmin, Plain),
+            route!(v1::usage => get_usage, View, Plain),
             route!(v1::usage => node_metrics, Nodes, Plain),
             route!(v1::usage => allocation_metrics, View, Plain),
             route!(v1::usage => federate, Metrics, Plain),

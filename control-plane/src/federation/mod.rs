@@ -86,7 +86,7 @@ pub fn render(state: &State, usages: &[(NodeId, NodeUsage)], now: Duration, sele
     for family in FAMILIES {
         out.family(&format!("optimus_node_{}", family.name), family.help, &family.kind, |put| {
             for (node, usage) in &nodes {
-                if let Some(value) = (family.value)(&usage.host) {
+                if let Some(value) = (family.value)(&usage.host.figures) {
                     put(&vec![("node", node.facts.name.as_str())], value as f64 * family.scale, Some(usage.at.0))?;
                 }
             }
@@ -96,9 +96,9 @@ pub fn render(state: &State, usages: &[(NodeId, NodeUsage)], now: Duration, sele
     for family in FAMILIES {
         out.family(&format!("optimus_allocation_{}", family.name), family.help, &family.kind, |put| {
             for (node, usage) in &nodes {
-                for (id, figures) in &usage.allocs {
+                for (id, measured) in &usage.allocs {
                     // One the state does not know is about to be forgotten by its agent too.
-                    let (Some(value), Some(alloc)) = ((family.value)(figures), state.allocs.get(id)) else { continue };
+                    let (Some(value), Some(alloc)) = ((family.value)(&measured.figures), state.allocs.get(id)) else { continue };
                     let name = alloc.name();
                     let labels = vec![
                         ("node", node.facts.name.as_str()),
@@ -173,6 +173,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::agent_calls::Measured;
 
     fn node(n: u128, name: &str) -> (NodeId, Arc<Node>) {
         let id = NodeId(Uuid::from_u128(n));
@@ -191,8 +192,10 @@ mod tests {
     }
 
     fn usage(came: u64, copies: u128) -> NodeUsage {
-        let host = Figures { cpu_usec: Some(1_500_000), memory: Some(4096), ..Figures::default() };
-        let allocs = (0..copies).map(|n| (AllocId(Uuid::from_u128(100 + n)), Figures { pids: Some(2), ..Figures::default() })).collect();
+        let measured = |figures| Measured { figures, cpu: None };
+        let host = measured(Figures { cpu_usec: Some(1_500_000), memory: Some(4096), ..Figures::default() });
+        let allocs =
+            (0..copies).map(|n| (AllocId(Uuid::from_u128(100 + n)), measured(Figures { pids: Some(2), ..Figures::default() }))).collect();
         NodeUsage { at: Timestamp(7000), came: Duration::from_secs(came), host, allocs }
     }
 

@@ -46,7 +46,10 @@ impl Gateway {
 }
 
 impl AgentCalls for Gateway {
-    fn usages(&self) -> Vec<(NodeId, NodeUsage)> {
+    fn usages(&self, watch: bool) -> Vec<(NodeId, NodeUsage)> {
+        if watch {
+            self.shared.usages.watch(self.shared.store.env.clock.monotonic());
+        }
         self.shared.usages.all()
     }
 

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use optimus_common::protocol::{
     ALLOCS_PER_NODE_MAX, Desired, Hello, Message, NodeFacts, PROTOCOL, Ping, Refused, RenewAnswer, RenewRequest, Servers, VERSION_SERVERS,
-    Welcome,
+    VERSION_USAGE, Welcome,
 };
 use optimus_common::reason::{Code, code};
-use optimus_common::{NodeId, Timestamp};
+use optimus_common::usage::{USAGE_EVERY, UsageEvery};
+use optimus_common::{NodeId, Span, Timestamp};
 use optimus_core::reconciler::desired_for;
 use optimus_core::state::{Applied, Command, Node, State};
 use optimus_host::telemetry::Chain;
@@ -400,7 +401,7 @@ impl Running<'_> {
     ) -> Result<std::convert::Infallible, End> {
         let clock = &self.shared.store.env.clock;
         let mut sent = None;
-        let mut servers = Vec::new();
+        let (mut servers, mut pace) = (Vec::new(), USAGE_EVERY);
         self.tell_servers(&mut writer, &mut servers).await?;
         self.push(&mut writer, generation, &mut sent).await?;
         let mut n = 0u64;
@@ -416,6 +417,7 @@ impl Running<'_> {
                     n += 1;
                     writer.send(Ping { n }).await?;
                     self.tell_servers(&mut writer, &mut servers).await?;
+                    self.tell_pace(&mut writer, &mut pace).await?;
                     // The first set waits for our state to reach the agent's generation.
                     if sent.is_none() || n.is_multiple_of(LOOK_EVERY) {
                         self.push(&mut writer, generation, &mut sent).await?;
@@ -434,6 +436,16 @@ impl Running<'_> {
         if *sent != addresses {
             writer.send(Servers { addresses: addresses.clone() }).await?;
             *sent = addresses;
+        }
+        Ok(())
+    }
+
+    /// Says how often to tell what is used, if that has changed.
+    async fn tell_pace(&self, writer: &mut FrameWriter, told: &mut Span) -> Result<(), End> {
+        let every = self.shared.usages.pace(self.shared.store.env.clock.monotonic());
+        if self.version >= VERSION_USAGE && every != *told {
+            writer.send(UsageEvery { every }).await?;
+            *told = every;
         }
         Ok(())
     }

@@ -1,12 +1,14 @@
 //! What the nodes connected here use, as their agents last told.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use optimus_common::figures::Change;
 use optimus_common::protocol::{ALLOCS_PER_NODE_MAX, Message, VERSION_USAGE};
-use optimus_common::usage::{AllocUsage, Usage};
-use optimus_common::{AllocId, Figures, NodeId, Timestamp};
+use optimus_common::usage::{AllocUsage, USAGE_EVERY, USAGE_WATCHED, Usage};
+use optimus_common::{AllocId, Figures, Millicores, NodeId, Span, Timestamp};
 use optimus_host::transport::{FrameError, FrameReader};
 use quinn::Connection;
 
@@ -22,21 +24,42 @@ pub struct NodeUsage {
     pub at: Timestamp,
     /// Our monotonic clock as it came.
     pub came: Duration,
-    pub host: Figures,
-    pub allocs: BTreeMap<AllocId, Figures>,
+    pub host: Measured,
+    pub allocs: BTreeMap<AllocId, Measured>,
+}
+
+/// Newest figures of one subject.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Measured {
+    pub figures: Figures,
+    /// CPU between these figures and those before.
+    pub cpu: Option<Millicores>,
+}
+
+impl Measured {
+    fn take(&mut self, changes: &[Change], over: Span) {
+        let before = self.figures.cpu_usec;
+        self.figures.take(changes);
+        self.cpu = before.zip(self.figures.cpu_usec).and_then(|(before, now)| {
+            // Microseconds in a millisecond are thousandths of a core.
+            let used = now.checked_sub(before)?.checked_div(over.0)?;
+            u32::try_from(used).ok().map(Millicores)
+        });
+    }
 }
 
 impl NodeUsage {
     /// False: more copies than a node may have.
     fn take(&mut self, usage: Usage, came: Duration) -> bool {
         let Usage { at, host, allocs, gone } = usage;
+        let over = at.since(self.at);
         (self.at, self.came) = (at, came);
-        self.host.take(&host);
+        self.host.take(&host, over);
         for alloc in gone {
             self.allocs.remove(&alloc);
         }
         for AllocUsage { alloc, changes } in allocs {
-            self.allocs.entry(alloc).or_default().take(&changes);
+            self.allocs.entry(alloc).or_default().take(&changes, over);
         }
         self.allocs.len() <= 2 * ALLOCS_PER_NODE_MAX
     }
@@ -44,15 +67,28 @@ impl NodeUsage {
 
 /// Of every node with a session here.
 #[derive(Default)]
-pub struct Usages(Mutex<BTreeMap<NodeId, NodeUsage>>);
+pub struct Usages {
+    nodes: Mutex<BTreeMap<NodeId, NodeUsage>>,
+    /// Milliseconds of our monotonic clock until which somebody watches.
+    watched: AtomicU64,
+}
+
+/// Whoever looks is taken to watch for so long.
+const WATCHING: Duration = Duration::from_secs(15);
 
 impl Usages {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, NodeUsage>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn of(&self, node: NodeId) -> Option<NodeUsage> {
-        self.lock().get(&node).cloned()
+    /// Somebody looks: agents tell more often for a while.
+    pub fn watch(&self, now: Duration) {
+        self.watched.fetch_max(u64::try_from((now + WATCHING).as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How often agents should tell.
+    pub fn pace(&self, now: Duration) -> Span {
+        if now.as_millis() < u128::from(self.watched.load(Ordering::Relaxed)) { USAGE_WATCHED } else { USAGE_EVERY }
     }
 
     pub fn all(&self) -> Vec<(NodeId, NodeUsage)> {
@@ -87,7 +123,6 @@ pub(super) async fn read(shared: &Shared, connection: &Connection, node: NodeId,
 
 #[cfg(test)]
 mod tests {
-    use optimus_common::figures::Change;
     use uuid::Uuid;
 
     use super::*;
@@ -97,16 +132,28 @@ mod tests {
         let alloc = AllocId(Uuid::from_u128(1));
         let change = |value| vec![Change { figure: 1, value: Some(value) }];
         let told = |value| Usage {
-            at: Timestamp(5),
+            at: Timestamp(value * 1000),
             host: change(value),
             allocs: vec![AllocUsage { alloc, changes: change(value) }],
             gone: vec![],
         };
         let mut usage = NodeUsage::default();
-        assert!(usage.take(told(3), Duration::from_secs(1)));
-        assert!(usage.take(Usage { host: vec![], ..told(4) }, Duration::from_secs(2)));
-        assert_eq!((usage.host.cpu_usec, usage.allocs[&alloc].cpu_usec), (Some(3), Some(4)));
+        assert!(usage.take(told(2_000_000), Duration::from_secs(1)));
+        assert_eq!(usage.host.cpu, None, "nothing is known of before");
+        let second = Usage { at: Timestamp(2_000_001_000), host: vec![], ..told(2_500_000) };
+        assert!(usage.take(second, Duration::from_secs(2)));
+        assert_eq!((usage.host.figures.cpu_usec, usage.allocs[&alloc].figures.cpu_usec), (Some(2_000_000), Some(2_500_000)));
+        assert_eq!((usage.host.cpu, usage.allocs[&alloc].cpu), (Some(Millicores(0)), Some(Millicores(500))));
         assert!(usage.take(Usage { at: Timestamp(9), host: vec![], allocs: vec![], gone: vec![alloc] }, Duration::from_secs(3)));
         assert_eq!((usage.at, usage.came, usage.allocs.len()), (Timestamp(9), Duration::from_secs(3), 0));
+    }
+
+    #[test]
+    fn whoever_looks_makes_agents_tell_more_often_for_a_while() {
+        let usages = Usages::default();
+        let at = Duration::from_secs;
+        assert_eq!(usages.pace(at(100)), USAGE_EVERY);
+        usages.watch(at(100));
+        assert_eq!((usages.pace(at(101)), usages.pace(at(115))), (USAGE_WATCHED, USAGE_EVERY));
     }
 }

@@ -1,16 +1,20 @@
 //! What nodes and copies use: over time, and for Prometheus.
 
+use std::collections::BTreeMap;
+
 use axum::body::Body;
 use axum::response::Response;
 use http::HeaderValue;
 use http::header::CONTENT_TYPE;
-use optimus_common::api::usage::{MetricHistory, MetricSeries};
+use optimus_common::api::usage::{MetricHistory, MetricSeries, UsageCopy, UsageList, UsageRow};
+use optimus_common::api::v1::{PAGE_DEFAULT, PAGE_MAX};
 use optimus_common::usage::{HistoryRequest, POINTS_MAX};
-use optimus_common::{AllocId, Metric, NodeId, Span, Timestamp};
+use optimus_common::{AllocId, Bytes, Metric, Name, NodeId, Span, Timestamp, WorkloadKey};
 use serde::Deserialize;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{allocations, nodes};
+use crate::agent_calls::{Measured, NodeUsage};
 use crate::api::context::{Consistency, Ctx, Freshness};
 use crate::api::problem::ApiError;
 use crate::federation::{self, Selector};
@@ -112,6 +116,111 @@ async fn answer(ctx: Ctx, index: u64, node: NodeId, alloc: Option<AllocId>, quer
     ctx.json(index, &MetricHistory { from, to, step, series: series.collect() })
 }
 
+/// What is listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Of {
+    #[default]
+    Allocations,
+    Nodes,
+}
+
+/// What they are ordered by, the most first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum By {
+    #[default]
+    Cpu,
+    Memory,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct UsageQuery {
+    #[serde(default)]
+    #[param(inline)]
+    pub of: Of,
+    #[serde(default)]
+    #[param(inline)]
+    pub by: By,
+    /// Only copies of this project.
+    pub project: Option<Name>,
+    /// Only copies of environments of this name.
+    pub environment: Option<Name>,
+    /// Only copies of workloads of this name.
+    pub workload: Option<Name>,
+    /// Only this node (id or name), or copies on it.
+    pub node: Option<String>,
+    /// How many: default 50, at most 1000.
+    #[param(minimum = 1, maximum = 1000)]
+    pub limit: Option<usize>,
+}
+
+/// Most hosts named as missing.
+const MISSING_MAX: usize = 100;
+
+/// What copies, or hosts, use now: those that use most first, of the hosts connected to this server.
+#[utoipa::path(get, path = "/v1/usage", tag = "nodes", operation_id = "get_usage", params(UsageQuery),
+    responses((status = 200, body = UsageList)))]
+pub(crate) async fn get_usage(ctx: Ctx) -> Result<Response, ApiError> {
+    let query: UsageQuery = ctx.query()?;
+    let limit = query.limit.unwrap_or(PAGE_DEFAULT);
+    if !(1..=PAGE_MAX).contains(&limit) {
+        return Err(ApiError::bad_request(format!("query: limit is 1 to {PAGE_MAX}")));
+    }
+    let state = ctx.read(Freshness { consistency: Some(Consistency::Stale), ..Freshness::default() }).await?;
+    let only = query.node.as_deref().map(|node| nodes::find(&state, node)).transpose()?.map(|node| node.id);
+    let now = ctx.store().env.clock.monotonic();
+    let usages: BTreeMap<NodeId, NodeUsage> = ctx.shared.deps.agents.usages(true).into_iter().collect();
+    let (mut items, mut missing) = (Vec::new(), Vec::new());
+    for node in state.nodes.values().filter(|node| only.is_none_or(|only| only == node.id)) {
+        let fresh = usages.get(&node.id).filter(|usage| now.saturating_sub(usage.came) <= federation::FRESH);
+        let Some(usage) = fresh else {
+            missing.push(node.facts.name.clone());
+            continue;
+        };
+        let row = |measured: &Measured, allocation, cpu_limit, memory_limit| UsageRow {
+            node: node.id,
+            node_name: node.facts.name.clone(),
+            allocation,
+            age: now.saturating_sub(usage.came).into(),
+            cpu: measured.cpu,
+            cpu_limit,
+            memory: measured.figures.memory_working().map(Bytes),
+            memory_limit,
+            pids: measured.figures.pids,
+        };
+        match query.of {
+            Of::Nodes => items.push(row(&usage.host, None, node.facts.cpu, node.facts.memory)),
+            Of::Allocations => items.extend(usage.allocs.iter().filter_map(|(id, measured)| {
+                let alloc = state.allocs.get(id).filter(|alloc| query.wants(&alloc.key))?;
+                let limits = state.release(&alloc.key, alloc.release)?.spec.resources;
+                let copy = UsageCopy { id: *id, name: alloc.name(), key: alloc.key.clone() };
+                Some(row(measured, Some(copy), limits.cpu, limits.memory_limit))
+            })),
+        }
+    }
+    items.sort_by_key(|row: &UsageRow| {
+        std::cmp::Reverse(match query.by {
+            By::Cpu => (row.cpu.map_or(0, |cpu| u64::from(cpu.0)), row.memory),
+            By::Memory => (row.memory.map_or(0, |memory| memory.0), None),
+        })
+    });
+    let total = items.len() as u64;
+    items.truncate(limit);
+    missing.truncate(MISSING_MAX);
+    ctx.json(state.index, &UsageList { items, total, missing, index: state.index })
+}
+
+impl UsageQuery {
+    fn wants(&self, key: &WorkloadKey) -> bool {
+        self.project.as_ref().is_none_or(|name| *name == key.project)
+            && self.environment.as_ref().is_none_or(|name| *name == key.environment)
+            && self.workload.as_ref().is_none_or(|name| *name == key.workload)
+    }
+}
+
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[allow(dead_code, reason = "documents the parameter; repeated ones are read from the query itself")]
@@ -144,7 +253,7 @@ pub(crate) async fn federate(ctx: Ctx) -> Result<Response, ApiError> {
     }
     // What this server knows: a scrape must not depend on a leader.
     let state = ctx.read(Freshness { consistency: Some(Consistency::Stale), ..Freshness::default() }).await?;
-    let usages = ctx.shared.deps.agents.usages();
+    let usages = ctx.shared.deps.agents.usages(false);
     let now = ctx.store().env.clock.monotonic();
     let body = federation::render(&state, &usages, now, &selectors).map_err(|error| ApiError::bad_request(error.to_string()))?;
     let mut response = Response::new(Body::from(body));
