@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use optimus_common::api::v1::{ClusterView, ServerRole, ServerView};
-use optimus_common::codec;
-use optimus_core::state::State;
+use optimus_common::{clock_skew, codec};
+use optimus_core::state::{State, explain_rotation};
 use serde::{Deserialize, Serialize};
 
 use crate::raft::{Machine, PeerError, PeerRpc, RaftNode};
@@ -175,7 +175,9 @@ pub fn view(state: &State, report: &Report) -> Option<ClusterView> {
             }
         })
         .collect();
-    let warnings = warnings(cluster.version, &servers, report);
+    let mut warnings = warnings(cluster.version, &servers, report);
+    warnings.extend(explain_rotation(state));
+    warnings.extend(clocks(state));
     Some(ClusterView {
         cluster: cluster.id,
         leader: report.leader,
@@ -185,6 +187,24 @@ pub fn view(state: &State, report: &Report) -> Option<ClusterView> {
         servers,
         warnings,
     })
+}
+
+/// Most clocks that are named.
+const CLOCKS_MAX: usize = 5;
+
+/// Whose clock is off.
+fn clocks(state: &State) -> Vec<String> {
+    let servers = state.servers.values().filter_map(|s| Some((format!("server {} ({})", s.id, s.name), s.clock_skew_ms?)));
+    let nodes = state.nodes.values().filter(|n| n.up).filter_map(|n| Some((n.facts.name.clone(), n.clock_skew_ms?)));
+    let mut off: Vec<(String, i64)> = servers.chain(nodes).collect();
+    off.sort_by_key(|(_, skew)| std::cmp::Reverse(skew.unsigned_abs()));
+    let more = off.len().saturating_sub(CLOCKS_MAX);
+    let mut out: Vec<String> =
+        off.iter().take(CLOCKS_MAX).map(|(who, skew)| format!("the clock of {who} is {}", clock_skew::in_words(*skew))).collect();
+    if more > 0 {
+        out.push(format!("the clocks of {more} more are off; `optimus nodes` tells whose"));
+    }
+    out
 }
 
 fn warnings(version: u32, servers: &[ServerView], report: &Report) -> Vec<String> {
@@ -237,6 +257,9 @@ mod tests {
             level: 2,
             joined_at: Timestamp(id),
             leaving,
+            ca_trusted: 0,
+            ca_signer: 0,
+            clock_skew_ms: None,
         };
         (id, Arc::new(row))
     }
@@ -249,6 +272,7 @@ mod tests {
             ca_certificate: vec![],
             ca_key_sealed: vec![],
             version: 2,
+            authorities: Default::default(),
         };
         let mut state = State::default();
         state.cluster = Some(cluster);

@@ -19,5 +19,6 @@ pub mod peer_link;
 pub mod peers;
 pub mod raft;
 pub mod rescue;
+pub mod rotation;
 pub mod server;
 pub mod store;

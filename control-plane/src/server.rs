@@ -32,6 +32,7 @@ use crate::peer_link::PeerLink;
 use crate::peers::{PeerServer, QuicPeers};
 use crate::raft::{self, PeerError, PeerHandler, PeerRpc, RaftConfig, RaftNode, Tuning};
 use crate::rescue::{self, archive, archiver::Archiver, schedule::Figures, schedule::Schedule};
+use crate::rotation;
 use crate::store::Store;
 
 /// How long a server may take to lead itself after its start; more means its disk is broken.
@@ -214,16 +215,16 @@ impl Server {
         };
         let end = || server.shutdown.child_token();
         let (identity_end, gateway_end, announce_end) = (end(), end(), end());
-        let (left, members) = (server.left.clone(), identity.members().clone());
+        let left = server.left.clone();
         let mut tasks = vec![
             (
-                "members",
+                "identity",
                 tokio::spawn({
-                    let (store, end) = (store.clone(), end());
-                    async move { members.run(store, end).await }
+                    let store = store.clone();
+                    async move { identity.run(store, identity_end).await }
                 }),
             ),
-            ("identity", tokio::spawn(async move { identity.run(identity_end).await })),
+            ("CA rotation", tokio::spawn(rotation::run(store.clone(), end()))),
             ("gateway", tokio::spawn(async move { gateway.run(gateway_end).await })),
             ("leader", tokio::spawn(leader::run(store.clone(), end()))),
             ("membership", tokio::spawn(membership::run(store.clone(), raft, end()))),

@@ -31,6 +31,7 @@ const VERBS: [&str; 34] = [
     "cluster join",
     "cluster leave",
     "cluster transfer-leader",
+    "cluster rotate-ca",
     "nodes join-token",
     "nodes rm",
     "cluster snapshot",

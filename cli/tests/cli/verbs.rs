@@ -280,6 +280,7 @@ fn nodes_are_listed_and_let_in() {
         joined_at: Timestamp(0),
         last_seen: Timestamp(0),
         certificate_expires_at: Timestamp(0),
+        clock_skew_ms: Some(14_200),
         labels: Default::default(),
     };
     let fake = Fake::start(move |seen| match (seen.method.as_str(), seen.path()) {

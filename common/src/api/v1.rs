@@ -296,6 +296,9 @@ pub struct Node {
     pub joined_at: Timestamp,
     pub last_seen: Timestamp,
     pub certificate_expires_at: Timestamp,
+    /// How far the node's clock is ahead of the servers', in milliseconds (negative: behind). Only when it is off by more than 2 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_ms: Option<i64>,
     pub labels: BTreeMap<String, String>,
 }
 
@@ -406,6 +409,15 @@ pub struct TransferRequest {
 pub struct TransferAnswer {
     /// Raft id of the server that leads now.
     pub leader: u64,
+}
+
+/// `POST /v1/cluster:rotate-ca`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RotateCaRequest {
+    /// True: the phase a rotation is in waits for no node any longer; those left out of its last phase must join again.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// `POST /v1/join-tokens`

@@ -219,6 +219,9 @@ impl From<Refusal> for ApiError {
             | Refusal::ClusterExists
             | Refusal::TooOld { .. }
             | Refusal::LastServer(_)
+            | Refusal::NoCluster
+            | Refusal::RotationUnderWay
+            | Refusal::NoRotation
             | Refusal::NotYet { .. } => ApiError::conflict(detail),
         }
     }

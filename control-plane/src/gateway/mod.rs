@@ -24,6 +24,7 @@ mod reports;
 mod servers;
 mod session;
 mod sessions;
+mod trust;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

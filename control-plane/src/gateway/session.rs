@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use optimus_common::protocol::{
     ALLOCS_PER_NODE_MAX, Desired, Hello, Message, NodeFacts, PROTOCOL, Ping, Refused, RenewAnswer, RenewRequest, Servers, VERSION_SERVERS,
-    Welcome,
+    VERSION_TRUST, Welcome,
 };
 use optimus_common::reason::{Code, code};
 use optimus_common::{NodeId, Timestamp};
@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 use super::admission::Place;
 use super::leases::{self, STALE};
 use super::sessions::Session;
+use super::trust::{self, Known};
 use super::{HEARTBEAT, LEASE, Shared, log_end, servers};
 use crate::identity::CheckedRequest;
 use crate::store::ProposeError;
@@ -96,9 +97,10 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
         }
     };
     let outcome = match first {
-        Message::RenewRequest(request) if peer.expired => match renew(shared, &peer, &request).await {
+        // Also with a certificate that holds: the agent's clock may run ahead of ours.
+        Message::RenewRequest(request) => match renew(shared, &peer, &request).await {
             Ok((answer, _)) => {
-                tracing::info!(%node, %address, "an agent with an expired certificate renewed it");
+                tracing::info!(%node, %address, expired = peer.expired, "an agent renewed its certificate before it greeted");
                 let _ = writer.send(answer).await; // a lost answer is asked for again
                 let _ = writer.finish();
                 let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, writer.stopped()).await;
@@ -133,8 +135,14 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
     let session = shared.sessions.enter(node, connection.clone(), now);
     leases::entered(shared, node, now);
     tracing::info!(%node, %address, "agent connected");
-    let running =
-        Running { shared, peer: &peer, session: &session, version: welcome.version, expires_at: AtomicU64::new(peer.not_after.0) };
+    let running = Running {
+        shared,
+        peer: &peer,
+        session: &session,
+        version: welcome.version,
+        expires_at: AtomicU64::new(peer.not_after.0),
+        known: Known::default(),
+    };
     match writer.send(welcome).await {
         Ok(()) => Box::pin(running.run(reader, writer, generation)).await,
         Err(error) => log_end(address, node, &error),
@@ -289,7 +297,7 @@ async fn renew(shared: &Shared, peer: &Peer, request: &RenewRequest) -> Result<(
         Command::NodeCertificate { node: peer.node, key_fingerprint: key.key_fingerprint.to_vec(), expires_at: issued.expires_at };
     match shared.store.propose(command).await.map_err(unavailable)? {
         Applied::Refused(refusal) => Err(No::new(&code::NODE_REFUSED, refusal.to_string())),
-        _ => Ok((RenewAnswer { certificate: issued.certificate, ca: shared.identity.ca_der().to_vec() }, issued.expires_at)),
+        _ => Ok((RenewAnswer { certificate: issued.certificate, ca: issued.issuer }, issued.expires_at)),
     }
 }
 
@@ -302,6 +310,7 @@ struct Running<'a> {
     version: u16,
     /// Of the newest certificate issued in this session, in milliseconds.
     expires_at: AtomicU64,
+    known: Known,
 }
 
 impl Running<'_> {
@@ -344,6 +353,8 @@ impl Running<'_> {
             self.touch();
             match message {
                 Message::Pong(_) => {}
+                Message::ClockPong(pong) => self.known.answered(&pong, &*self.shared.store.env.clock),
+                Message::Trusting(trusting) => self.known.told(trusting),
                 Message::Report(report) => {
                     if report.statuses.len() > 2 * ALLOCS_PER_NODE_MAX || report.gone.len() > 2 * ALLOCS_PER_NODE_MAX {
                         return Err(FrameError::TooLong {
@@ -393,7 +404,9 @@ impl Running<'_> {
         let clock = &self.shared.store.env.clock;
         let mut sent = None;
         let mut servers = Vec::new();
+        let mut trusted = Vec::new();
         self.tell_servers(&mut writer, &mut servers).await?;
+        self.tell_trust(&mut writer, &mut trusted).await?;
         self.push(&mut writer, generation, &mut sent).await?;
         let mut n = 0u64;
         let mut next_ping = clock.monotonic();
@@ -406,8 +419,10 @@ impl Running<'_> {
                     next_ping = clock.monotonic() + HEARTBEAT;
                     self.check().await?;
                     n += 1;
+                    self.known.pinged(n, &**clock);
                     writer.send(Ping { n }).await?;
                     self.tell_servers(&mut writer, &mut servers).await?;
+                    self.tell_trust(&mut writer, &mut trusted).await?;
                     // The first set waits for our state to reach the agent's generation.
                     if sent.is_none() || n.is_multiple_of(LOOK_EVERY) {
                         self.push(&mut writer, generation, &mut sent).await?;
@@ -426,6 +441,17 @@ impl Running<'_> {
         if *sent != addresses {
             writer.send(Servers { addresses: addresses.clone() }).await?;
             *sent = addresses;
+        }
+        Ok(())
+    }
+
+    /// Sends the CAs to trust if they are others than the ones sent last.
+    async fn tell_trust(&self, writer: &mut FrameWriter, sent: &mut Vec<Vec<u8>>) -> Result<(), End> {
+        if self.version >= VERSION_TRUST
+            && let Some(trust) = trust::due(self.shared, sent)
+        {
+            *sent = trust.roots.clone();
+            writer.send(trust).await?;
         }
         Ok(())
     }
@@ -483,6 +509,7 @@ impl Running<'_> {
                 Err(_) => tracing::debug!(node = %row.id, "node not brought up yet; trying again"),
             }
         }
+        self.known.tell(self.shared, &state, row).await;
         Ok(())
     }
 }

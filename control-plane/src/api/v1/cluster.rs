@@ -1,11 +1,11 @@
 //! The servers of the control plane.
 
 use axum::response::Response;
-use optimus_common::api::v1::{ActionAnswer, ClusterView, StateDigest, TransferAnswer, TransferRequest};
-use optimus_core::state::Command;
+use optimus_common::api::v1::{ActionAnswer, ClusterView, RotateCaRequest, StateDigest, TransferAnswer, TransferRequest};
+use optimus_core::state::{Command, explain_rotation};
 
 use super::actions;
-use crate::api::context::Ctx;
+use crate::api::context::{Ctx, Freshness};
 use crate::api::idempotency::ChangeQuery;
 use crate::api::json;
 use crate::api::problem::{ApiError, RETRY_DEFAULT};
@@ -54,6 +54,23 @@ pub(crate) async fn transfer_leader(mut ctx: Ctx) -> Result<Response, ApiError> 
     };
     let leader = ctx.shared.deps.cluster.transfer(request.to).await?;
     ctx.json(ctx.store().state().index, &TransferAnswer { leader })
+}
+
+/// Replace the cluster's CA, with an overlap in which both are trusted; `GET /v1/cluster` tells how far it is.
+#[utoipa::path(post, path = "/v1/cluster:rotate-ca", tag = "cluster", operation_id = "rotate_ca", params(ChangeQuery),
+    request_body = RotateCaRequest, responses((status = 200, body = ActionAnswer)))]
+pub(crate) async fn rotate_ca(mut ctx: Ctx) -> Result<Response, ApiError> {
+    let body = ctx.take_body();
+    let bytes = json::body_bytes(&ctx.parts.headers, body, true).await?;
+    let request: RotateCaRequest = if bytes.is_empty() { RotateCaRequest::default() } else { json::parse(&bytes)? };
+    let state = ctx.read(Freshness::default()).await?;
+    let command = match (explain_rotation(&state), request.force) {
+        (Some(_), true) => Command::ForceRotation,
+        (Some(how_far), false) => return Err(ApiError::conflict(format!("one is under way already: {how_far}"))),
+        (None, true) => return Err(ApiError::conflict("no CA rotation is under way; there is nothing to force")),
+        (None, false) => ctx.shared.deps.joins.next_ca().map_err(|e| ApiError::conflict(e.to_string()))?,
+    };
+    actions::act(ctx, &bytes, command).await
 }
 
 /// Let a server leave: it loses its vote, then its place. A dead one is removed the same way.
