@@ -185,6 +185,8 @@ pub struct Pong {
 /// The CAs an agent shall trust from now on, and no others. After the welcome and at each change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trust {
+    /// Grows with each step of each rotation; an agent takes no older word than it has, from a server that lags.
+    pub progress: u64,
     /// Certificates in DER, at most [`ROOTS_MAX`]; the one that signs first. An agent whose certificate another one signed
     /// renews it.
     pub roots: Vec<Vec<u8>>,

@@ -17,7 +17,7 @@ use optimus_common::reason::{Exit, NodeRefusal, Oom, Refusal};
 use optimus_common::spec::{self, Context, WorkloadSpec};
 use optimus_common::{AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 use optimus_core::state::command::*;
-use optimus_core::state::{Proposal, State};
+use optimus_core::state::{Member, Proposal, RotationPhase, State};
 use optimus_tests::harness::repo_root;
 use uuid::Uuid;
 
@@ -198,7 +198,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("log_chunk", LogChunk { lines: vec![LogLine { at: Timestamp(5), stderr: true, text: "boom".into() }] }.into()),
         ("renew_request", RenewRequest { csr: vec![1] }.into()),
         ("servers", Servers { addresses: vec!["10.0.0.1:7443".into(), "b.example:7443".into()] }.into()),
-        ("trust", Trust { roots: vec![vec![1], vec![2, 3]] }.into()),
+        ("trust", Trust { progress: 5, roots: vec![vec![1], vec![2, 3]] }.into()),
         ("trusting", Trusting { roots: vec![[1; 32]], signer: [1; 32] }.into()),
         ("clock_pong", ClockPong { n: 300, at: Timestamp(70_000) }.into()),
         ("renew_answer", RenewAnswer { certificate: vec![1], ca: vec![2] }.into()),

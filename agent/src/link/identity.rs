@@ -68,6 +68,9 @@ struct Stored {
     /// SHA-256 of CAs that were trusted at some time: join tokens name them.
     #[serde(default)]
     pins: Vec<[u8; 32]>,
+    /// How far the cluster's CA rotations were when it was told what to trust.
+    #[serde(default)]
+    progress: u64,
     /// PKCS#8, DER.
     key: Vec<u8>,
 }
@@ -95,6 +98,7 @@ pub struct AgentIdentity {
     /// The CAs servers are known by, DER; 1 to [`ROOTS_MAX`].
     pub(super) roots: Vec<Vec<u8>>,
     pins: Vec<[u8; 32]>,
+    progress: u64,
     pub(super) key: Arc<Key>,
     pub not_before: Timestamp,
     pub not_after: Timestamp,
@@ -111,7 +115,7 @@ impl AgentIdentity {
         let (servers, certificate, ca) = (stored.servers.clone(), stored.certificate.clone(), stored.ca.clone());
         let identity = Self::checked(dir, stored.cluster, stored.node, servers, certificate, ca, key)?;
         let roots = if stored.roots.is_empty() { identity.roots.clone() } else { stored.roots.clone() };
-        Ok(Some(AgentIdentity { learned: stored.learned.clone(), roots, pins: stored.pins.clone(), ..identity }))
+        Ok(Some(AgentIdentity { learned: stored.learned.clone(), roots, pins: stored.pins.clone(), progress: stored.progress, ..identity }))
     }
 
     /// Puts together and stores what a join gave.
@@ -151,7 +155,7 @@ impl AgentIdentity {
         let peer = check(&certificate, cluster, node, &key)?;
         let (not_before, not_after) = (peer.not_before, peer.not_after);
         let (roots, learned, pins) = (vec![ca.clone()], Vec::new(), Vec::new());
-        Ok(AgentIdentity { dir, cluster, node, servers, learned, certificate, ca, roots, pins, key, not_before, not_after })
+        Ok(AgentIdentity { dir, cluster, node, servers, learned, certificate, ca, roots, pins, progress: 0, key, not_before, not_after })
     }
 
     /// Takes a fresh certificate for the same node and key, and the CA that signed it, durably.
@@ -159,6 +163,10 @@ impl AgentIdentity {
         let peer = check(&certificate, self.cluster, self.node, &self.key)?;
         if !tls::issued_by(&certificate, &ca) {
             return Err(IdentityError::NotOurs("it is not signed by the CA that came with it".into()));
+        }
+        if ca != self.ca && !self.superseded() && self.roots.contains(&ca) {
+            // We have told that we hold one of the CA that signs now, and the old one may go any moment.
+            return Err(IdentityError::NotOurs("a server that lags signed it with the CA before".into()));
         }
         let mut roots = self.roots.clone();
         if !roots.contains(&ca) && roots.len() < ROOTS_MAX {
@@ -172,8 +180,8 @@ impl AgentIdentity {
     }
 
     /// Trusts exactly these CAs from now on, durably; the first one signs. Gives whether that is news.
-    pub(super) fn trust(&mut self, roots: Vec<Vec<u8>>) -> Result<bool, IdentityError> {
-        if roots == self.roots {
+    pub(super) fn trust(&mut self, progress: u64, roots: Vec<Vec<u8>>) -> Result<bool, IdentityError> {
+        if progress < self.progress || (progress == self.progress && roots == self.roots) {
             return Ok(false);
         }
         if roots.len() > ROOTS_MAX || roots.iter().any(|root| root.len() > DER_MAX) {
@@ -187,7 +195,7 @@ impl AgentIdentity {
             }
         }
         pins.drain(..pins.len().saturating_sub(PINS_MAX));
-        let told = AgentIdentity { roots, pins, ..self.clone() };
+        let told = AgentIdentity { roots, pins, progress, ..self.clone() };
         told.store()?;
         *self = told;
         Ok(true)
@@ -241,7 +249,21 @@ impl AgentIdentity {
     }
 
     fn store(&self) -> Result<(), IdentityError> {
-        let AgentIdentity { dir, cluster, node, servers, learned, certificate, ca, roots, pins, key, not_before: _, not_after: _ } = self;
+        let AgentIdentity {
+            dir,
+            cluster,
+            node,
+            servers,
+            learned,
+            certificate,
+            ca,
+            roots,
+            pins,
+            progress,
+            key,
+            not_before: _,
+            not_after: _,
+        } = self;
         let stored = Stored {
             cluster: *cluster,
             node: *node,
@@ -251,6 +273,7 @@ impl AgentIdentity {
             ca: ca.clone(),
             roots: roots.clone(),
             pins: pins.clone(),
+            progress: *progress,
             key: key.to_pkcs8().to_vec(),
         };
         let bytes = Zeroizing::new(codec::envelope(KIND, VERSION, &stored));

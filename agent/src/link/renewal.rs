@@ -75,7 +75,7 @@ impl Renewal {
 
 /// Takes the CAs to trust and tells the server; false when the session is ending.
 pub async fn take(link: &Link, trust: Trust, out: &mpsc::Sender<Message>) -> bool {
-    let taken = link.identity().trust(trust.roots);
+    let taken = link.identity().trust(trust.progress, trust.roots);
     match taken {
         Ok(true) => tracing::info!(trusted = link.identity().roots.len(), "told which CAs to trust"),
         Ok(false) => {}

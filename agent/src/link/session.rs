@@ -3,7 +3,9 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use optimus_common::protocol::{ALPN_AGENT, Blob, Desired, Hello, Message, PROTOCOL, Pong, Refused, RenewRequest, Report, STATUS_MAX, Welcome};
+use optimus_common::protocol::{
+    ALPN_AGENT, Blob, Desired, Hello, Message, PROTOCOL, Pong, Refused, RenewRequest, Report, STATUS_MAX, Welcome,
+};
 use optimus_common::reason::code;
 use optimus_host::dial::{DialError, dial};
 use optimus_host::telemetry::Chain;

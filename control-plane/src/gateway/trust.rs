@@ -101,6 +101,6 @@ fn numbers(cluster: &Cluster, told: &Trusting) -> Option<(u32, u32)> {
 
 /// What to send when `sent` was sent last.
 pub fn due(shared: &Shared, sent: &[Vec<u8>]) -> Option<Trust> {
-    let roots = shared.identity.trusted();
-    (roots != sent).then_some(Trust { roots })
+    let (progress, roots) = shared.identity.trust();
+    (roots != sent).then_some(Trust { progress, roots })
 }

@@ -185,7 +185,13 @@ impl Identity {
 
     /// Certificates of all CAs trusted at the moment, DER; the one that signs first.
     pub fn trusted(&self) -> Vec<Vec<u8>> {
-        self.authority().of.roots().into_iter().map(<[u8]>::to_vec).collect()
+        self.trust().1
+    }
+
+    /// The same, and how far the rotations are.
+    pub fn trust(&self) -> (u64, Vec<Vec<u8>>) {
+        let held = self.authority();
+        (held.of.ca_progress(), held.of.roots().into_iter().map(<[u8]>::to_vec).collect())
     }
 
     /// The same as PEM, for HTTPS clients.

@@ -66,6 +66,10 @@ impl TestEnv {
         let clock = Arc::new(ShiftedClock(AtomicI64::new(0)));
         TestEnv { env: Env { clock: clock.clone(), ..HostEnv::new() }, clock }
     }
+    /// Moves the date by milliseconds, either way.
+    pub fn shift(&self, by: i64) {
+        self.clock.0.fetch_add(by, Ordering::Relaxed);
+    }
     pub fn advance(&self, by: Span) {
         self.clock.0.fetch_add(by.0 as i64, Ordering::Relaxed);
     }
