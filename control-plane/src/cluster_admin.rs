@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use optimus_common::api::v1::{ClusterView, ServerRole, ServerView};
-use optimus_common::{clock_skew, codec};
+use optimus_common::{Timestamp, clock_skew, codec};
 use optimus_core::state::{State, explain_rotation};
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +58,7 @@ pub struct MemberReport {
 enum Request {
     Report,
     Transfer { to: Option<u64> },
+    Clock,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,6 +67,12 @@ enum Reply {
     Leader(u64),
     NotLeader,
     Refused(String),
+    Clock(Timestamp),
+}
+
+/// The answer to `body` if it asks for this server's wall clock, which is `now`.
+pub fn clock_answer(body: &[u8], now: Timestamp) -> Option<Bytes> {
+    matches!(codec::from_msgpack(body), Ok(Request::Clock)).then(|| codec::to_msgpack(&Reply::Clock(now)).into())
 }
 
 /// The answers of one server.
@@ -83,6 +90,16 @@ impl<M: Machine> RaftAdmin<M> {
         }
     }
 
+    /// The wall clock of the leader, another server, as it answered.
+    pub async fn leaders_clock(&self, within: Duration) -> Result<Timestamp, AdminError> {
+        let body = Bytes::from(codec::to_msgpack(&Request::Clock));
+        let bytes = self.0.ask_leader(PeerRpc::Admin, body, within).await.map_err(|e| AdminError::NoLeader(e.to_string()))?;
+        match codec::from_msgpack(&bytes) {
+            Ok(Reply::Clock(at)) => Ok(at),
+            _ => Err(AdminError::Refused("the leader did not tell its clock".into())),
+        }
+    }
+
     /// Answers a peer that takes this server for the leader.
     pub async fn handle(&self, body: &[u8]) -> Result<Bytes, PeerError> {
         let request = codec::from_msgpack(body).map_err(|e| PeerError::Refused(format!("admin request: {e}")))?;
@@ -94,6 +111,8 @@ impl<M: Machine> RaftAdmin<M> {
             return Reply::NotLeader;
         }
         match request {
+            // Answered before it comes here, as every server has a clock.
+            Request::Clock => Reply::Refused("no clock".into()),
             Request::Report => Reply::Report(report(&self.0.status())),
             Request::Transfer { to } => match self.0.transfer_leader(to).await {
                 Ok(leader) => Reply::Leader(leader),
@@ -127,7 +146,7 @@ fn unexpected(reply: Reply) -> AdminError {
     match reply {
         Reply::NotLeader => AdminError::NoLeader("the server asked does not lead any more".into()),
         Reply::Refused(why) => AdminError::Refused(why),
-        Reply::Report(_) | Reply::Leader(_) => AdminError::Refused("the leader answered another question".into()),
+        Reply::Report(_) | Reply::Leader(_) | Reply::Clock(_) => AdminError::Refused("the leader answered another question".into()),
     }
 }
 
@@ -240,7 +259,7 @@ fn warnings(version: u32, servers: &[ServerView], report: &Report) -> Vec<String
 mod tests {
     use std::sync::Arc;
 
-    use optimus_common::{ClusterId, Timestamp};
+    use optimus_common::ClusterId;
     use optimus_core::state::{Cluster, ServerRow};
 
     use super::*;

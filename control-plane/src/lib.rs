@@ -21,4 +21,5 @@ pub mod raft;
 pub mod rescue;
 pub mod rotation;
 pub mod server;
+pub mod server_clock;
 pub mod store;
