@@ -30,8 +30,8 @@ pub trait JoinTokens: Send + Sync + 'static {
         uses: u32,
     ) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>>;
 
-    /// The command that announces a new CA.
-    fn next_ca(&self) -> Result<Command, JoinTokenError> {
+    /// The command that announces a new CA, both to be trusted for `overlap` at most.
+    fn next_ca(&self, _overlap: Span) -> Result<Command, JoinTokenError> {
         Err(JoinTokenError::Refused("this server holds no CA".into()))
     }
 }

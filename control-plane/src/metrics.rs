@@ -50,7 +50,7 @@ impl Metrics {
                 ),
             ),
             nodes: register(&registry, gauges("optimus_nodes", "Nodes, by whether they answer.", "phase")),
-            clocks_off: register(&registry, IntGauge::new("optimus_clocks_off", "Servers and nodes whose clock is off by more than 2 s.")),
+            clocks_off: register(&registry, IntGauge::new("optimus_clocks_off", "Servers and nodes whose clock is off by more than 1 s.")),
             workloads: register(&registry, IntGauge::new("optimus_workloads", "Workloads.")),
             copies: register(&registry, gauges("optimus_copies", "Copies, by phase.", "phase")),
             deployments_running: register(&registry, IntGauge::new("optimus_deployments_running", "Deployments under way.")),

@@ -43,8 +43,8 @@ async fn step(store: &Store, said: &mut Option<String>) -> bool {
         *said = None;
         return false;
     };
-    let verdict = judge_rotation(&state);
-    if let RotationVerdict::Advance(_) = verdict {
+    let now = store.env.clock.now();
+    if let RotationVerdict::Advance(_) | RotationVerdict::GiveUp(_) = judge_rotation(&state, now) {
         let command = Command::StepRotation { number: rotation.number, from: rotation.phase };
         match store.propose(command).await {
             Ok(applied) => tracing::info!(number = rotation.number, from = ?rotation.phase, ?applied, "CA rotation"),
@@ -52,7 +52,7 @@ async fn step(store: &Store, said: &mut Option<String>) -> bool {
         }
         return true;
     }
-    let why = explain_rotation(&state);
+    let why = explain_rotation(&state, now);
     if *said != why {
         if let Some(why) = &why {
             tracing::info!("{why}");

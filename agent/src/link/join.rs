@@ -39,7 +39,9 @@ pub enum JoinError {
     Refused { code: String, message: String },
     #[error("{server} answered what cannot be understood: {what}")]
     Answer { server: String, what: String },
-    #[error("this node belongs to cluster {has} already, the join token is for another; remove its data directory to move it")]
+    #[error(
+        "this node belongs to cluster {has} already, the join token is for another (or that cluster's CA was replaced while this node was away); to join with it, remove its data directory"
+    )]
     OtherCluster { has: optimus_common::ClusterId },
     #[error("this node has not joined a cluster yet; pass a token of `optimus nodes join-token`")]
     TokenNeeded,

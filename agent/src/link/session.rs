@@ -115,7 +115,9 @@ async fn connect(
         },
         DialError::NotTrusted(reason) => End::Refused {
             code: code::NODE_REFUSED.code.into(),
-            message: format!("whoever answers at {address} is not a server of this node's cluster: {reason}"),
+            message: format!(
+                "whoever answers at {address} is not a server of this node's cluster, or the cluster's CA was replaced more than once while this node was away (then it joins again, with a new token and an empty data directory): {reason}"
+            ),
         },
         DialError::Closed(error) => End::of_connection(&error, End::failed),
         DialError::Unreachable(reason) => End::failed(reason),

@@ -7,8 +7,8 @@
 //!
 //! **Expiry.** A client certificate that expired less than [`RENEWAL_GRACE`] ago passes the handshake;
 //! the session behind it may renew and nothing else ([`PeerIdentity::not_after`] tells). Without this
-//! a weekend without servers would lock every agent out of its own cluster. Certificates of servers follow
-//! the rules of [`PinnedKeys`] instead.
+//! a weekend without servers would lock every agent out of its own cluster. The same holds for one whose CA was replaced
+//! while the agent was away, if its key is the one on record. Certificates of servers follow the rules of [`PinnedKeys`].
 
 mod members;
 mod peers;
@@ -325,7 +325,7 @@ pub fn https_server(
 }
 
 /// Checks client certificates as webpki does, but lets expired ones through: of agents within [`RENEWAL_GRACE`], of
-/// servers as [`PinnedKeys`] says.
+/// servers as [`PinnedKeys`] says; and agents with the key on record, whoever signed for it.
 #[derive(Debug)]
 struct MemberVerifier {
     roots: Arc<Roots>,
@@ -352,7 +352,15 @@ impl ClientCertVerifier for MemberVerifier {
         let verifier = WebPkiClientVerifier::builder_with_provider(self.roots.current(), provider())
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
-        let check = |at| verifier.verify_client_cert(end_entity, intermediates, at).map(drop);
+        let on_record = || match PeerIdentity::of(end_entity) {
+            Ok(PeerIdentity { role: Role::Agent(node), key_fingerprint, .. }) => self.pins.key_of_node(node) == Some(key_fingerprint),
+            _ => false,
+        };
+        let check = |at| match verifier.verify_client_cert(end_entity, intermediates, at) {
+            // The handshake proves that it has the key, and a key says more than a CA that may be gone.
+            Err(InvalidCertificate(CertificateError::UnknownIssuer)) if on_record() => Ok(()),
+            checked => checked.map(drop),
+        };
         let checked = check(now);
         if let Err(error) = &checked
             && !peers::is_untimely(error)

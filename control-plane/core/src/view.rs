@@ -277,6 +277,7 @@ fn serde_name(kind: &crate::state::EventKind) -> String {
         CopyExited => "copy_exited",
         CopyStopped => "copy_stopped",
         CaRotation => "ca_rotation",
+        ClockSkew => "clock_skew",
         CopyFailed => "copy_failed",
     }
     .to_owned()

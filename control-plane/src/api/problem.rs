@@ -222,6 +222,7 @@ impl From<Refusal> for ApiError {
             | Refusal::NoCluster
             | Refusal::RotationUnderWay
             | Refusal::NoRotation
+            | Refusal::RotationPastAbort
             | Refusal::NotYet { .. } => ApiError::conflict(detail),
         }
     }

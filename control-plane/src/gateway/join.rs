@@ -49,8 +49,8 @@ impl JoinTokens for Gateway {
         Box::pin(create(&self.shared, role, ttl, uses))
     }
 
-    fn next_ca(&self) -> Result<Command, JoinTokenError> {
-        self.shared.identity.next_ca().map_err(|e| JoinTokenError::Refused(Chain(&e).to_string()))
+    fn next_ca(&self, overlap: Span) -> Result<Command, JoinTokenError> {
+        self.shared.identity.next_ca(overlap).map_err(|e| JoinTokenError::Refused(Chain(&e).to_string()))
     }
 }
 

@@ -100,7 +100,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
         // Also with a certificate that holds: the agent's clock may run ahead of ours.
         Message::RenewRequest(request) => match renew(shared, &peer, &request).await {
             Ok((answer, _)) => {
-                tracing::info!(%node, %address, expired = peer.expired, "an agent renewed its certificate before it greeted");
+                tracing::info!(%node, %address, because = peer.only_renew, "an agent renewed its certificate before it greeted");
                 let _ = writer.send(answer).await; // a lost answer is asked for again
                 let _ = writer.finish();
                 let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, writer.stopped()).await;
@@ -108,10 +108,9 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
             }
             Err(no) => Err(no),
         },
-        _ if peer.expired => Err(No::new(
-            &code::CERTIFICATE_EXPIRED,
-            format!("the node's certificate expired at {}; only renewing it is possible", peer.not_after),
-        )),
+        Message::Hello(_) if let Some(why) = &peer.only_renew => {
+            Err(No::new(&code::CERTIFICATE_EXPIRED, format!("{why}; only renewing it is possible")))
+        }
         Message::Hello(hello) => welcome(shared, &peer, hello).await,
         _ => {
             tracing::warn!(%node, %address, "agent did not greet first");
@@ -156,11 +155,11 @@ struct Peer {
     node: NodeId,
     key_fingerprint: [u8; 32],
     not_after: Timestamp,
-    /// The handshake lets certificates through that expired a while ago: they may renew.
-    expired: bool,
+    /// The handshake lets some through that may renew and nothing else: why.
+    only_renew: Option<String>,
 }
 
-/// Who the certificate speaks for. The handshake has checked that our CA signed it.
+/// Who the certificate speaks for. The handshake has checked that our CA signed it, or that its key is on record.
 fn identify(shared: &Shared, connection: &Connection) -> Result<Peer, No> {
     let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     let Some(certificate) = chain.as_ref().and_then(|chain| chain.first()) else {
@@ -176,8 +175,14 @@ fn identify(shared: &Shared, connection: &Connection) -> Result<Peer, No> {
     let Role::Agent(node) = identity.role else {
         return Err(No::new(&code::NODE_REFUSED, format!("the certificate is that of {}, not of an agent", identity.role)));
     };
-    let expired = shared.store.env.clock.now() > identity.not_after;
-    Ok(Peer { node, key_fingerprint: identity.key_fingerprint, not_after: identity.not_after, expired })
+    let only_renew = if shared.store.env.clock.now() > identity.not_after {
+        Some(format!("the node's certificate expired at {}", identity.not_after))
+    } else if !shared.identity.roots().vouch_for(certificate) {
+        Some("the node's certificate was signed by a CA that is no longer trusted".to_owned())
+    } else {
+        None
+    };
+    Ok(Peer { node, key_fingerprint: identity.key_fingerprint, not_after: identity.not_after, only_renew })
 }
 
 /// The node's row, if the key is the one on record. A removed node has none: that is how it is revoked.

@@ -22,9 +22,9 @@ use optimus_common::env::Env;
 use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN, ALPN_RAFT};
 use optimus_common::{ClusterId, NodeId, Timestamp};
 use optimus_core::state::command::Refusal;
-use optimus_core::state::{Applied, Cluster, Command, Member, RotationPhase, State};
+use optimus_core::state::{Applied, Cluster, Command, Member, State};
 use optimus_host::telemetry::Chain;
-use optimus_host::tls::{self, Key, NoPins, PinnedKeys, Roots, TlsError};
+use optimus_host::tls::{self, Key, PinnedKeys, Roots, TlsError};
 use optimus_host::transport::{self, SetupError};
 use rustls::client::ResolvesClientCert;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -215,8 +215,8 @@ impl Identity {
     }
 
     /// QUIC for agents and for those who join. Follows renewals by itself.
-    pub fn quic_server(&self) -> Result<quinn::ServerConfig, IdentityError> {
-        self.quic(Arc::new(NoPins), &[ALPN_AGENT, ALPN_JOIN])
+    pub fn quic_server(&self, pins: Arc<dyn PinnedKeys>) -> Result<quinn::ServerConfig, IdentityError> {
+        self.quic(pins, &[ALPN_AGENT, ALPN_JOIN])
     }
 
     /// The same, also for the servers that `pins` says are members.
@@ -349,10 +349,11 @@ pub fn host_name() -> Option<String> {
 fn certify(authority: &Authority, key: &Key, server: u64, names: &[String], env: &Env) -> Result<Own, IdentityError> {
     let issued = authority.ca.issue_server(key, server, names, env)?;
     let now = env.clock.now();
-    // The CAs go along, for those who know only the hash of one; and the way from the old one to the new.
+    // The CAs go along, for those who know only the hash of one; and the way from the CA before to the one that signs.
     let mut chain = vec![CertificateDer::from(issued.certificate)];
-    if let Some(rotation) = authority.of.authorities.rotation.as_ref().filter(|r| r.phase == RotationPhase::Sign) {
-        chain.push(rotation.cross.clone().into());
+    let cross = &authority.of.authorities.cross;
+    if !cross.is_empty() {
+        chain.push(cross.clone().into());
     }
     chain.extend(authority.of.roots().into_iter().map(|root| CertificateDer::from(root.to_vec())));
     let certified = CertifiedKey::from_der(chain, key.private_der(), &tls::provider()).map_err(IdentityError::Key)?;
@@ -373,7 +374,8 @@ impl Authority {
     }
 }
 
-fn pem(der: &[u8]) -> String {
+/// A certificate in DER as PEM.
+pub fn pem(der: &[u8]) -> String {
     use base64::Engine as _;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let lines: Vec<&str> = text.as_bytes().chunks(64).map(|l| std::str::from_utf8(l).expect("base64 is ASCII")).collect();

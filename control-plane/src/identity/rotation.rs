@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use optimus_common::Span;
+
 use super::*;
 
 /// Pause before a step that failed is tried again.
@@ -112,11 +114,11 @@ impl Identity {
     }
 
     /// The command that announces a new CA. Its key exists only sealed from here on.
-    pub fn next_ca(&self) -> Result<Command, IdentityError> {
+    pub fn next_ca(&self, overlap: Span) -> Result<Command, IdentityError> {
         let held = self.authority();
-        let number = held.of.authorities.signing.saturating_add(1);
+        let number = held.of.authorities.newest.saturating_add(1);
         let ca::Successor { certificate, cross, secret } = held.ca.successor(number, &self.env)?;
         let key_sealed = self.root.seal(&secret, CA_KEY, self.cluster.0.as_bytes(), &self.env);
-        Ok(Command::RotateCa { number, certificate, key_sealed, cross })
+        Ok(Command::RotateCa { number, certificate, key_sealed, cross, overlap })
     }
 }

@@ -4,14 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use optimus_agent::link::{AgentIdentity, JoinError, LinkStatus, join, join_or_open};
-use optimus_common::Span;
+use optimus_common::join_token::Role;
+use optimus_common::{Span, Timestamp, TokenId};
 use optimus_control_plane::rotation;
 use optimus_control_plane::store::Store;
-use optimus_core::state::{Applied, Command, RotationPhase, ServerFacts};
+use optimus_core::state::{Applied, Command, LEVEL, RotationPhase, ServerFacts};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::*;
+
+const DAY: Span = Span(24 * HOUR.0);
 
 /// A server whose identity follows the state and which moves rotations on.
 struct Rotating {
@@ -37,10 +40,10 @@ impl Rotating {
     async fn start(test: &TestEnv, dir: &Path) -> Self {
         let server = Server::start(test, dir).await;
         let rotating = Self::follow(server, test);
-        let facts = ServerFacts { name: "s1".into(), address: "h:1".into(), api: "h:2".into(), version: "1".into(), level: 2 };
+        let facts = ServerFacts { name: "s1".into(), address: "h:1".into(), api: "h:2".into(), version: "1".into(), level: LEVEL };
         let key_fingerprint = rotating.server.identity.key_fingerprint().to_vec();
         rotating.done(Command::AdmitServer { token: None, server: facts, key_fingerprint }).await;
-        rotating.done(Command::RaiseVersion { to: 2 }).await;
+        rotating.done(Command::RaiseVersion { to: LEVEL }).await;
         rotating
     }
 
@@ -67,7 +70,7 @@ impl Rotating {
 }
 
 #[tokio::test]
-async fn the_ca_is_replaced_while_agents_stay_sleep_a_hundred_days_and_join() {
+async fn the_ca_is_replaced_while_agents_stay_sleep_for_weeks_and_join() {
     let (test, dir) = (TestEnv::new(), tempfile::tempdir().unwrap());
     let (awake_dir, asleep_dir, new_dir, late_dir) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -80,7 +83,7 @@ async fn the_ca_is_replaced_while_agents_stay_sleep_a_hundred_days_and_join() {
     awake.connected().await;
     let first_ca = cluster.server.identity.ca_der();
 
-    cluster.done(cluster.server.identity.next_ca().unwrap()).await;
+    cluster.done(cluster.server.identity.next_ca(Span(90 * DAY.0)).unwrap()).await;
     until("the new CA signs", || cluster.signing() == 1).await;
     assert_ne!(cluster.server.identity.ca_der(), first_ca);
     until("the agent that is connected has a certificate of it", || {
@@ -90,8 +93,8 @@ async fn the_ca_is_replaced_while_agents_stay_sleep_a_hundred_days_and_join() {
     .await;
     assert!(matches!(&*awake.status.borrow(), LinkStatus::Connected { .. }));
     assert_eq!(cluster.phase(), Some(RotationPhase::Sign), "the node that sleeps holds it up");
-    let why = optimus_core::state::explain_rotation(&cluster.server.store.now()).unwrap();
-    assert!(why.ends_with("1 node still holds a certificate of the old CA: asleep"), "{why}");
+    let why = optimus_core::state::explain_rotation(&cluster.server.store.now(), test.env.clock.now()).unwrap();
+    assert!(why.contains("; 1 node still holds a certificate of the old CA: asleep; "), "{why}");
 
     // Tokens of both CAs let nodes in.
     let new = join(&old_token, "new", new_dir.path(), &test.env).await.unwrap();
@@ -102,8 +105,8 @@ async fn the_ca_is_replaced_while_agents_stay_sleep_a_hundred_days_and_join() {
     }
     awake.stop().await;
 
-    // A hundred days later, in the middle of the rotation, the server starts again and the sleeper wakes up.
-    let server = cluster.end().await.restart_after(&test, dir.path(), Span(100 * 24 * HOUR.0)).await;
+    // Eighty days later, in the middle of the rotation, the server starts again and the sleeper wakes up.
+    let server = cluster.end().await.restart_after(&test, dir.path(), Span(80 * DAY.0)).await;
     let cluster = Rotating::follow(server, &test);
     let asleep = Agent::start(asleep, Arc::new(FakeWorkloads::default()), &test.env);
     let awake = AgentIdentity::open(awake_dir.path()).unwrap().unwrap();
@@ -112,6 +115,7 @@ async fn the_ca_is_replaced_while_agents_stay_sleep_a_hundred_days_and_join() {
     awake.connected().await;
     until("the old CA is dropped", || cluster.phase().is_none()).await;
     assert_eq!(cluster.server.store.now().nodes[&asleep_node].ca_signer, 1);
+    until("the server trusts the new CA alone", || cluster.server.identity.trusted().len() == 1).await;
     assert_eq!(cluster.server.identity.trusted().len(), 1);
 
     // From disk, with the token of long ago still on the command line: the same node of the same cluster.
@@ -129,6 +133,83 @@ async fn the_ca_is_replaced_while_agents_stay_sleep_a_hundred_days_and_join() {
     for agent in [again, awake].into_iter().chain(agents) {
         agent.stop().await;
     }
+    cluster.end().await.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_away_all_the_time_renews_with_its_key_and_after_two_rotations_it_is_told_to_join() {
+    let (test, dir) = (TestEnv::new(), tempfile::tempdir().unwrap());
+    let cluster = Rotating::start(&test, dir.path()).await;
+    let token = cluster.server.token(3).await;
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let mut nodes = vec![];
+    for (n, dir) in dirs.iter().enumerate() {
+        nodes.push(join(&token, &format!("host-{n}"), dir.path(), &test.env).await.unwrap());
+    }
+    let [once, twice, removed] = <[AgentIdentity; 3]>::try_from(nodes).unwrap();
+    cluster.done(Command::RemoveNode { node: removed.node }).await;
+    let rotate = async |to: u32| {
+        cluster.done(cluster.server.identity.next_ca(DAY).unwrap()).await;
+        until("the new CA signs", || cluster.signing() == to).await;
+        assert_eq!(cluster.phase(), Some(RotationPhase::Sign), "nodes are away");
+        test.advance(DAY);
+        until("the overlap is over", || cluster.phase().is_none()).await;
+        until("the server trusts the new CA alone", || cluster.server.identity.trusted().len() == 1).await;
+    };
+    rotate(1).await;
+    assert_eq!(cluster.server.store.now().nodes[&once.node].ca_signer, 0);
+
+    // Its certificate is of a CA nobody trusts, and it trusts that CA alone.
+    let node = once.node;
+    let agent = Agent::start(once, Arc::new(FakeWorkloads::default()), &test.env);
+    agent.connected().await;
+    until("its certificate is of the new CA", || cluster.server.store.now().nodes[&node].ca_signer == 1).await;
+    let stranger = Agent::start(removed, Arc::new(FakeWorkloads::default()), &test.env);
+    let why = stranger.refused().await;
+    assert!(why.contains("its CA is not known here"), "{why}");
+    stranger.stop().await;
+
+    agent.stop().await;
+    rotate(2).await;
+    let agent = Agent::start(AgentIdentity::open(dirs[0].path()).unwrap().unwrap(), Arc::new(FakeWorkloads::default()), &test.env);
+    agent.connected().await;
+    let lost = Agent::start(twice, Arc::new(FakeWorkloads::default()), &test.env);
+    let why = lost.refused().await;
+    assert!(why.contains("replaced more than once while this node was away"), "{why}");
+    for agent in [agent, lost] {
+        agent.stop().await;
+    }
+    cluster.end().await.stop().await;
+}
+
+#[tokio::test]
+async fn a_rotation_that_is_taken_back_changes_nothing_for_an_agent() {
+    let (test, dir, node_dir) = (TestEnv::new(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let cluster = Rotating::start(&test, dir.path()).await;
+    // A server that is admitted and never comes holds the announcement up.
+    let id = TokenId(test.env.new_id());
+    let expires_at = Timestamp(u64::MAX);
+    cluster.done(Command::CreateToken { id, secret_hash: vec![1; 32], expires_at, uses: 1, role: Role::Server }).await;
+    let facts = ServerFacts { name: "s2".into(), address: "h:3".into(), api: "h:4".into(), version: "1".into(), level: LEVEL };
+    cluster.done(Command::AdmitServer { token: Some(id), server: facts, key_fingerprint: vec![2; 32] }).await;
+    let identity = join(&cluster.server.token(1).await, "host-1", node_dir.path(), &test.env).await.unwrap();
+    let node = identity.node;
+    let agent = Agent::start(identity, Arc::new(FakeWorkloads::default()), &test.env);
+    agent.connected().await;
+    cluster.done(cluster.server.identity.next_ca(DAY).unwrap()).await;
+    until("the agent trusts the new CA", || cluster.server.store.now().nodes[&node].ca_trusted == 1).await;
+    assert_eq!(cluster.phase(), Some(RotationPhase::Announce));
+    let why = optimus_core::state::explain_rotation(&cluster.server.store.now(), test.env.clock.now()).unwrap();
+    assert!(why.contains("; 1 server has not taken the new CA: s2; given up at "), "{why}");
+    cluster.done(Command::AbortRotation { number: 1 }).await;
+    until("the agent trusts the old CA alone", || cluster.server.store.now().nodes[&node].ca_trusted == 0).await;
+    assert_eq!(cluster.server.identity.trusted().len(), 1);
+    // The announcement that nobody takes back is given up by itself.
+    cluster.done(cluster.server.identity.next_ca(DAY).unwrap()).await;
+    test.advance(HOUR);
+    until("it is given up", || cluster.phase().is_none()).await;
+    assert!(matches!(&*agent.status.borrow(), LinkStatus::Connected { .. }));
+    agent.stop().await;
     cluster.end().await.stop().await;
 }
 

@@ -353,6 +353,14 @@ impl Agent {
     pub async fn connected(&self) {
         until("the agent is connected", || matches!(*self.status.borrow(), LinkStatus::Connected { .. })).await;
     }
+    /// Waits until it is sent away; gives why.
+    pub async fn refused(&self) -> String {
+        until("the agent is refused", || matches!(*self.status.borrow(), LinkStatus::Refused { .. })).await;
+        match &*self.status.borrow() {
+            LinkStatus::Refused { message, .. } => message.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
     pub async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap();

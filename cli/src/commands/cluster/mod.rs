@@ -5,6 +5,7 @@ mod keys;
 mod recover;
 mod restore;
 mod root_key;
+mod rotate_ca;
 mod servers;
 mod snapshot;
 
@@ -75,14 +76,8 @@ enum What {
         to: Option<u64>,
     },
     /// Replace the cluster's CA; both are trusted until nobody holds a certificate of the old one
-    #[command(
-        before_help = "Examples:\n  optimus cluster rotate-ca\n  optimus cluster status               how far it is, and whom it waits for\n  optimus cluster rotate-ca --force    do not wait for the nodes named there"
-    )]
-    RotateCa {
-        /// Let the phase the rotation is in wait for no node any longer; nodes left out of its end must join again
-        #[arg(long)]
-        force: bool,
-    },
+    #[command(before_help = rotate_ca::EXAMPLES)]
+    RotateCa(rotate_ca::Args),
     /// Export the whole state as one encrypted file, or verify one
     #[command(before_help = snapshot::EXAMPLES)]
     Snapshot(snapshot::Args),
@@ -117,7 +112,7 @@ pub async fn run(args: Args, global: &Global, terminal: Terminal) -> Result<(), 
         Some(What::Join { .. }) => Err(Failure::usage("`cluster join` starts a server")),
         Some(What::Leave { server }) => servers::leave(&session()?, server).await,
         Some(What::TransferLeader { to }) => servers::transfer(&session()?, to).await,
-        Some(What::RotateCa { force }) => servers::rotate_ca(&session()?, force).await,
+        Some(What::RotateCa(args)) => rotate_ca::run(&session()?, args).await,
         Some(What::Snapshot(args)) => snapshot::run(args, global, terminal).await,
         Some(What::Restore(args)) => restore::run(args, terminal),
         Some(What::Recover(args)) => recover::run(args, terminal).await,

@@ -1,9 +1,7 @@
 //! The servers: looking at them, letting them in and out, choosing the leader.
 
 use optimus_common::Span;
-use optimus_common::api::v1::{
-    ActionAnswer, ClusterView, JoinTokenAnswer, JoinTokenRequest, RotateCaRequest, ServerRole, TransferAnswer, TransferRequest,
-};
+use optimus_common::api::v1::{ActionAnswer, ClusterView, JoinTokenAnswer, JoinTokenRequest, ServerRole, TransferAnswer, TransferRequest};
 use optimus_common::join_token::Role;
 
 use crate::commands::Session;
@@ -54,6 +52,9 @@ pub(super) async fn show(session: &Session, sentences: bool) -> Result<(), Failu
         })
         .collect();
     terminal.table(&["ID", "NAME", "ADDRESS", "API", "ROLE", "STATE", "BEHIND", "VERSION"], rows)?;
+    if let Some(rotation) = &view.rotation {
+        terminal.note(&rotation.text);
+    }
     for warning in &view.warnings {
         terminal.note(&format!("{} {warning}", terminal.stderr_paint().busy("warning:")));
     }
@@ -98,20 +99,5 @@ pub(super) async fn transfer(session: &Session, to: Option<u64>) -> Result<(), F
         return Ok(());
     }
     terminal.note(&format!("server {} leads now", answer.leader));
-    Ok(())
-}
-
-pub(super) async fn rotate_ca(session: &Session, force: bool) -> Result<(), Failure> {
-    let request = RotateCaRequest { force };
-    let answer = session.client.post::<ActionAnswer>("/v1/cluster:rotate-ca", &request, "cannot rotate the CA").await?.value;
-    let terminal = session.terminal;
-    if terminal.json {
-        terminal.json_document(&answer)?;
-        return Ok(());
-    }
-    terminal.note(match force {
-        true => "the rotation goes on without the nodes it waited for; `optimus events` names those left out",
-        false => "a new CA is announced; `optimus cluster status` tells how far the rotation is",
-    });
     Ok(())
 }

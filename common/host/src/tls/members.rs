@@ -21,12 +21,19 @@ pub(super) fn verifier(roots: Arc<RootCertStore>) -> Result<Arc<dyn ServerCertVe
 
 /// Whether the CA `ca` signed an agent's certificate. Both in DER; the time does not matter.
 pub fn issued_by(certificate: &[u8], ca: &[u8]) -> bool {
-    let check = || {
-        let identity = PeerIdentity::of(certificate).ok()?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(Roots::new(&[ca]).ok()?.current(), provider()).build().ok()?;
-        verifier.verify_client_cert(&CertificateDer::from(certificate), &[], peers::last_moment(&identity)).ok()
-    };
-    check().is_some()
+    Roots::new(&[ca]).is_ok_and(|roots| roots.vouch_for(certificate))
+}
+
+impl Roots {
+    /// Whether one of them signed an agent's certificate (DER); the time does not matter.
+    pub fn vouch_for(&self, certificate: &[u8]) -> bool {
+        let check = || {
+            let identity = PeerIdentity::of(certificate).ok()?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(self.current(), provider()).build().ok()?;
+            verifier.verify_client_cert(&CertificateDer::from(certificate), &[], peers::last_moment(&identity)).ok()
+        };
+        check().is_some()
+    }
 }
 
 #[derive(Debug)]

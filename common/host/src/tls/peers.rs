@@ -14,8 +14,8 @@ use std::fmt::Debug;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use optimus_common::ClusterId;
 use optimus_common::env::Clock;
+use optimus_common::{ClusterId, NodeId};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
@@ -31,6 +31,12 @@ use super::{PeerIdentity, Role, Roots, TlsError, client_builder, provider};
 pub trait PinnedKeys: Debug + Send + Sync + 'static {
     /// SHA-256 of the public key (SubjectPublicKeyInfo, DER) of server `server`; `None` when it is no member.
     fn key_of(&self, server: u64) -> Option<[u8; 32]>;
+
+    /// The same of node `node`. With the key on record a node is let in to renew, also when the CA that signed its
+    /// certificate was replaced while it was away.
+    fn key_of_node(&self, _node: NodeId) -> Option<[u8; 32]> {
+        None
+    }
 }
 
 /// For a server without peers: nobody is a member.

@@ -6,7 +6,7 @@ use optimus_common::ids::RequestId;
 use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts};
 use optimus_common::spec::WorkloadSpec;
-use optimus_common::{AllocId, ClusterId, DeploymentId, NodeId, Reason, Timestamp, TokenId, WorkloadKey};
+use optimus_common::{AllocId, ClusterId, DeploymentId, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 use serde::{Deserialize, Serialize};
 
 use super::authority::{Member, RotationPhase};
@@ -125,6 +125,12 @@ pub enum Command {
         certificate: Vec<u8>,
         key_sealed: Vec<u8>,
         cross: Vec<u8>,
+        /// How long both CAs are trusted at most.
+        overlap: Span,
+    },
+    /// The rotation to CA `number` shall not take place. Possible while the old CA signs.
+    AbortRotation {
+        number: u32,
     },
     /// The phase the CA rotation is in shall not wait for nodes any longer.
     ForceRotation,
@@ -147,15 +153,15 @@ pub enum Command {
 }
 
 /// The highest [`Cluster::version`](super::Cluster::version) this build understands.
-pub const LEVEL: u32 = 2;
+pub const LEVEL: u32 = 3;
 
 impl Command {
     /// The cluster version from which on every server decodes this command; before it, none may propose it.
     pub fn level(&self) -> u32 {
         match self {
             Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
-            Command::RotateCa { .. } | Command::ForceRotation | Command::StepRotation { .. } => 2,
-            Command::MemberCa { .. } | Command::MemberClock { .. } => 2,
+            Command::RotateCa { .. } | Command::AbortRotation { .. } | Command::ForceRotation | Command::StepRotation { .. } => 3,
+            Command::MemberCa { .. } | Command::MemberClock { .. } => 3,
             _ => 1,
         }
     }
@@ -290,4 +296,6 @@ pub enum Refusal {
     RotationUnderWay,
     #[error("no CA rotation is under way")]
     NoRotation,
+    #[error("the new CA signs already, so the rotation can only go on; another one can begin once it is over")]
+    RotationPastAbort,
 }

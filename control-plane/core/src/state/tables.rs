@@ -248,6 +248,7 @@ pub enum EventKind {
     NodeDown,
     NodeRemoved,
     CaRotation,
+    ClockSkew,
     TokenCreated,
     TokenRefused,
     DeploymentStarted,

@@ -113,7 +113,10 @@ impl Step<'_> {
             Command::RaiseVersion { to } => self.raise_version(to),
             Command::RemoveServer { id } => self.remove_server(id),
             Command::ForgetServer { id } => self.forget_server(id),
-            Command::RotateCa { number, certificate, key_sealed, cross } => self.rotate_ca(number, certificate, key_sealed, cross),
+            Command::RotateCa { number, certificate, key_sealed, cross, overlap } => {
+                self.rotate_ca(number, certificate, key_sealed, cross, overlap)
+            }
+            Command::AbortRotation { number } => self.abort_rotation(number),
             Command::ForceRotation => self.force_rotation(),
             Command::StepRotation { number, from } => self.step_rotation(number, from),
             Command::MemberCa { member, trusted, signer } => self.member_ca(member, trusted, signer),
