@@ -92,6 +92,11 @@ impl Client {
         Ok(Client { http, base, token: context.token.clone() })
     }
 
+    /// Whether it was made of this context.
+    pub fn is_of(&self, context: &Context) -> bool {
+        self.token == context.token && Url::parse(&context.url).is_ok_and(|url| url == self.base)
+    }
+
     /// The server's address, for messages.
     pub fn url(&self) -> &str {
         self.base.as_str().trim_end_matches('/')

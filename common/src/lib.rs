@@ -5,6 +5,7 @@
 //! of the traits in [`env`] and [`disk`] is in `optimus-host`; a simulator may supply its own.
 
 pub mod api;
+pub mod clock_skew;
 pub mod codec;
 pub mod disk;
 pub mod env;

@@ -17,7 +17,7 @@ use optimus_common::reason::{Exit, NodeRefusal, Oom, Refusal};
 use optimus_common::spec::{self, Context, WorkloadSpec};
 use optimus_common::{AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 use optimus_core::state::command::*;
-use optimus_core::state::{Proposal, State};
+use optimus_core::state::{Member, Proposal, RotationPhase, State};
 use optimus_tests::harness::repo_root;
 use uuid::Uuid;
 
@@ -128,6 +128,12 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("remove_server", Command::RemoveServer { id: 7 }),
         ("forget_server", Command::ForgetServer { id: 7 }),
         ("remove_node", Command::RemoveNode { node }),
+        ("rotate_ca", Command::RotateCa { number: 1, certificate: vec![1], key_sealed: vec![2], cross: vec![3], overlap: Span(4) }),
+        ("abort_rotation", Command::AbortRotation { number: 1 }),
+        ("force_rotation", Command::ForceRotation),
+        ("step_rotation", Command::StepRotation { number: 1, from: RotationPhase::Announce }),
+        ("member_ca", Command::MemberCa { member: Member::Node(node), trusted: 1, signer: 0 }),
+        ("member_clock", Command::MemberClock { member: Member::Server(7), skew_ms: Some(-14_000) }),
     ]
 }
 
@@ -158,6 +164,12 @@ fn name_of(command: &Command) -> &'static str {
         Command::RemoveServer { .. } => "remove_server",
         Command::ForgetServer { .. } => "forget_server",
         Command::RemoveNode { .. } => "remove_node",
+        Command::RotateCa { .. } => "rotate_ca",
+        Command::AbortRotation { .. } => "abort_rotation",
+        Command::ForceRotation => "force_rotation",
+        Command::StepRotation { .. } => "step_rotation",
+        Command::MemberCa { .. } => "member_ca",
+        Command::MemberClock { .. } => "member_clock",
     }
 }
 
@@ -188,6 +200,9 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("log_chunk", LogChunk { lines: vec![LogLine { at: Timestamp(5), stderr: true, text: "boom".into() }] }.into()),
         ("renew_request", RenewRequest { csr: vec![1] }.into()),
         ("servers", Servers { addresses: vec!["10.0.0.1:7443".into(), "b.example:7443".into()] }.into()),
+        ("trust", Trust { progress: 5, roots: vec![vec![1], vec![2, 3]] }.into()),
+        ("trusting", Trusting { roots: vec![[1; 32]], signer: [1; 32] }.into()),
+        ("clock_pong", ClockPong { n: 300, at: Timestamp(70_000) }.into()),
         ("renew_answer", RenewAnswer { certificate: vec![1], ca: vec![2] }.into()),
         (
             "server_join_request",

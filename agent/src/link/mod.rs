@@ -15,6 +15,7 @@ mod calls;
 mod identity;
 mod join;
 mod logs;
+mod renewal;
 mod session;
 mod usage;
 
@@ -72,6 +73,8 @@ pub struct Link {
     workloads: Arc<dyn Workloads>,
     env: Env,
     status: watch::Sender<LinkStatus>,
+    /// Whether the next connection is for renewing.
+    renewal: renewal::Renewal,
 }
 
 /// Keeps the session with the control plane until `shutdown`.
@@ -81,7 +84,13 @@ pub async fn run(identity: AgentIdentity, workloads: Arc<dyn Workloads>, env: En
 
 impl Link {
     pub fn new(identity: AgentIdentity, workloads: Arc<dyn Workloads>, env: Env) -> Self {
-        Link { identity: Mutex::new(identity), workloads, env, status: watch::Sender::new(LinkStatus::Connecting) }
+        Link {
+            identity: Mutex::new(identity),
+            workloads,
+            env,
+            status: watch::Sender::new(LinkStatus::Connecting),
+            renewal: Default::default(),
+        }
     }
 
     /// Follows where the link stands.
@@ -124,6 +133,9 @@ impl Link {
                 // A session that stood. Its server comes last now: it may be gone, and the others are not.
                 End::Lost { .. } => failures = 0,
                 End::Failed { .. } | End::Refused { .. } => failures = failures.saturating_add(1),
+            }
+            if let End::Refused { code, .. } = &end {
+                self.renewal.refused(code);
             }
             log.end(&address, &end);
             self.status.send_replace(match end {

@@ -102,6 +102,15 @@ impl Session {
         Ok(Session { terminal, client, scope, defaults })
     }
 
+    /// Keeps the CAs that the cluster tells of, so that this machine still knows it when the present one is replaced.
+    pub fn learn_ca(&self, ca_pem: &str) {
+        if let Ok(store) = Store::open()
+            && let Err(error) = store.learn_ca(|context| self.client.is_of(context), ca_pem)
+        {
+            tracing::warn!(%error, "the cluster's CA certificates could not be stored");
+        }
+    }
+
     /// Waits for the deployment an action started, if any, and says how it ended.
     pub async fn finish_action(&self, answer: ActionAnswer, wait: &WaitArgs, said: &str, request_id: Option<&str>) -> Result<(), Failure> {
         let ActionAnswer { index, deployment, changed } = answer;

@@ -2,7 +2,7 @@
 
 use optimus_common::api::v1::{ActionAnswer, JoinTokenAnswer, JoinTokenRequest, Node, NodePhase, Page};
 use optimus_common::join_token::Role;
-use optimus_common::{Name, Span};
+use optimus_common::{Name, Span, clock_skew};
 
 use crate::args::Global;
 use crate::commands::{ScopeArgs, Session};
@@ -85,6 +85,10 @@ async fn list(session: &Session) -> Result<(), Failure> {
         })
         .collect();
     terminal.table(&["NODE", "PHASE", "ADDRESS", "COPIES", "CPU", "MEMORY", "DRIVERS", "VERSION", "SEEN"], rows)?;
+    for (node, skew) in nodes.items.iter().filter_map(|node| Some((node, node.clock_skew_ms?))) {
+        let warning = terminal.stderr_paint().busy("warning:");
+        terminal.note(&format!("{warning} the clock of {} is {}", node.name, clock_skew::in_words(skew)));
+    }
     for node in nodes.items.iter().filter(|node| !node.unenforced.is_empty()) {
         terminal.note(&format!(
             "{} {} cannot enforce: {}",

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::world::World;
 
-const VERBS: [&str; 34] = [
+const VERBS: [&str; 35] = [
     "dev",
     "server",
     "agent",
@@ -31,6 +31,7 @@ const VERBS: [&str; 34] = [
     "cluster join",
     "cluster leave",
     "cluster transfer-leader",
+    "cluster rotate-ca",
     "nodes join-token",
     "nodes rm",
     "cluster snapshot",

@@ -296,6 +296,9 @@ pub struct Node {
     pub joined_at: Timestamp,
     pub last_seen: Timestamp,
     pub certificate_expires_at: Timestamp,
+    /// How far the node's clock is ahead of the servers', in milliseconds (negative: behind). Only when it is off by more than 1 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_ms: Option<i64>,
     pub labels: BTreeMap<String, String>,
 }
 
@@ -353,8 +356,47 @@ pub struct ClusterView {
     /// Version of the commands every server understands.
     pub version: u32,
     pub servers: Vec<ServerView>,
+    /// Number of the CA that signs; the first one is 0.
+    #[serde(default)]
+    pub ca: u32,
+    /// Certificates of the CAs trusted at the moment, the one that signs first, for HTTPS clients.
+    #[serde(default)]
+    pub ca_pem: String,
+    /// The replacement of the CA that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<CaRotation>,
     /// What a person should know, in sentences.
     pub warnings: Vec<String>,
+}
+
+/// A replacement of the CA that is under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CaRotation {
+    /// Number of the CA that is replaced.
+    pub from: u32,
+    /// Number of the new one.
+    pub to: u32,
+    pub phase: CaPhase,
+    pub started_at: Timestamp,
+    pub phase_since: Timestamp,
+    /// When an announcement is given up; or when the old CA is dropped without those who are away.
+    pub deadline: Timestamp,
+    /// How long both are trusted at most once the new one signs.
+    pub overlap: Span,
+    /// Whom the phase waits for, in sentences.
+    pub waits_for: Vec<String>,
+    /// All of this in one sentence.
+    pub text: String,
+}
+
+/// How far a replacement of the CA is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CaPhase {
+    /// The new CA is made known; the old one signs. It can be taken back.
+    Announce,
+    /// The new CA signs; the old one is still trusted.
+    Sign,
 }
 
 /// One server of the control plane.
@@ -379,6 +421,9 @@ pub struct ServerView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub behind: Option<u64>,
     pub joined_at: Timestamp,
+    /// How far its clock is ahead of the leader's, in milliseconds (negative: behind). Only when it is off by more than 1 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_ms: Option<i64>,
 }
 
 /// The part a server plays.
@@ -406,6 +451,21 @@ pub struct TransferRequest {
 pub struct TransferAnswer {
     /// Raft id of the server that leads now.
     pub leader: u64,
+}
+
+/// `POST /v1/cluster:rotate-ca`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RotateCaRequest {
+    /// True: the phase that the rotation under way is in waits for no node any longer.
+    #[serde(default)]
+    pub force: bool,
+    /// True: the rotation under way is given up. Possible until the new CA signs.
+    #[serde(default)]
+    pub abort: bool,
+    /// For a new one: how long both CAs are trusted at most, `1m` to `90d`; 7 days if unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<Span>,
 }
 
 /// `POST /v1/join-tokens`

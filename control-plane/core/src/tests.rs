@@ -14,6 +14,7 @@ use optimus_common::reason::Exit;
 use optimus_common::spec::*;
 use optimus_common::{AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 
+mod ca_rotation;
 mod properties;
 
 fn id(n: u128) -> uuid::Uuid {

@@ -195,7 +195,20 @@ pub fn allocation(state: &State, row: &Alloc) -> api::Allocation {
 
 /// `now` stands in for when a node that is up was last seen: its lease says it is there.
 pub fn node(state: &State, row: &Node, now: Timestamp) -> api::Node {
-    let Node { id, facts, joined_at, up, changed_at, certificate_expires_at, key_fingerprint: _, cordoned: _, blocked_ports: _ } = row;
+    let Node {
+        id,
+        facts,
+        joined_at,
+        up,
+        changed_at,
+        certificate_expires_at,
+        key_fingerprint: _,
+        cordoned: _,
+        blocked_ports: _,
+        ca_trusted: _,
+        ca_signer: _,
+        clock_skew_ms,
+    } = row;
     let NodeFacts { name, version, cpu, memory, arch, kernel, cgroup, unenforced, drivers, ports: _, address, boot_id: _, labels } =
         facts.clone();
     let taken = scheduler::taken(state, *id);
@@ -218,6 +231,7 @@ pub fn node(state: &State, row: &Node, now: Timestamp) -> api::Node {
         joined_at: *joined_at,
         last_seen: if *up { now } else { *changed_at },
         certificate_expires_at: *certificate_expires_at,
+        clock_skew_ms: *clock_skew_ms,
         labels,
     }
 }
@@ -262,6 +276,8 @@ fn serde_name(kind: &crate::state::EventKind) -> String {
         CopyNotReady => "copy_not_ready",
         CopyExited => "copy_exited",
         CopyStopped => "copy_stopped",
+        CaRotation => "ca_rotation",
+        ClockSkew => "clock_skew",
         CopyFailed => "copy_failed",
     }
     .to_owned()

@@ -219,6 +219,10 @@ impl From<Refusal> for ApiError {
             | Refusal::ClusterExists
             | Refusal::TooOld { .. }
             | Refusal::LastServer(_)
+            | Refusal::NoCluster
+            | Refusal::RotationUnderWay
+            | Refusal::NoRotation
+            | Refusal::RotationPastAbort
             | Refusal::NotYet { .. } => ApiError::conflict(detail),
         }
     }

@@ -130,6 +130,7 @@ pub fn table() -> &'static [Route] {
             route!(v1::cluster => get_cluster, Cluster, Plain),
             route!(v1::cluster => state_digest, ClusterAdmin, Plain),
             route!(v1::cluster => transfer_leader, ClusterAdmin, Plain),
+            route!(v1::cluster => rotate_ca, ClusterAdmin, Plain),
             route!(v1::cluster => remove_server, ClusterAdmin, Plain),
         ]
     })

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use optimus_common::protocol::{
     ALLOCS_PER_NODE_MAX, Desired, Hello, Message, NodeFacts, PROTOCOL, Ping, Refused, RenewAnswer, RenewRequest, Servers, VERSION_SERVERS,
-    VERSION_USAGE, Welcome,
+    VERSION_TRUST, VERSION_USAGE, Welcome,
 };
 use optimus_common::reason::{Code, code};
 use optimus_common::usage::{USAGE_EVERY, UsageEvery};
@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use super::admission::Place;
 use super::leases::{self, STALE};
 use super::sessions::Session;
+use super::trust::{self, Known};
 use super::{HEARTBEAT, LEASE, Shared, log_end, servers, usage};
 use crate::identity::CheckedRequest;
 use crate::store::ProposeError;
@@ -97,9 +98,10 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
         }
     };
     let outcome = match first {
-        Message::RenewRequest(request) if peer.expired => match renew(shared, &peer, &request).await {
+        // Also with a certificate that holds: the agent's clock may run ahead of ours.
+        Message::RenewRequest(request) => match renew(shared, &peer, &request).await {
             Ok((answer, _)) => {
-                tracing::info!(%node, %address, "an agent with an expired certificate renewed it");
+                tracing::info!(%node, %address, because = peer.only_renew, "an agent renewed its certificate before it greeted");
                 let _ = writer.send(answer).await; // a lost answer is asked for again
                 let _ = writer.finish();
                 let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, writer.stopped()).await;
@@ -107,10 +109,9 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
             }
             Err(no) => Err(no),
         },
-        _ if peer.expired => Err(No::new(
-            &code::CERTIFICATE_EXPIRED,
-            format!("the node's certificate expired at {}; only renewing it is possible", peer.not_after),
-        )),
+        Message::Hello(_) if let Some(why) = &peer.only_renew => {
+            Err(No::new(&code::CERTIFICATE_EXPIRED, format!("{why}; only renewing it is possible")))
+        }
         Message::Hello(hello) => welcome(shared, &peer, hello).await,
         _ => {
             tracing::warn!(%node, %address, "agent did not greet first");
@@ -134,8 +135,14 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
     let session = shared.sessions.enter(node, connection.clone(), now);
     leases::entered(shared, node, now);
     tracing::info!(%node, %address, "agent connected");
-    let running =
-        Running { shared, peer: &peer, session: &session, version: welcome.version, expires_at: AtomicU64::new(peer.not_after.0) };
+    let running = Running {
+        shared,
+        peer: &peer,
+        session: &session,
+        version: welcome.version,
+        expires_at: AtomicU64::new(peer.not_after.0),
+        known: Known::default(),
+    };
     match writer.send(welcome).await {
         Ok(()) => Box::pin(running.run(reader, writer, generation)).await,
         Err(error) => log_end(address, node, &error),
@@ -151,11 +158,11 @@ struct Peer {
     node: NodeId,
     key_fingerprint: [u8; 32],
     not_after: Timestamp,
-    /// The handshake lets certificates through that expired a while ago: they may renew.
-    expired: bool,
+    /// The handshake lets some through that may renew and nothing else: why.
+    only_renew: Option<String>,
 }
 
-/// Who the certificate speaks for. The handshake has checked that our CA signed it.
+/// Who the certificate speaks for. The handshake has checked that our CA signed it, or that its key is on record.
 fn identify(shared: &Shared, connection: &Connection) -> Result<Peer, No> {
     let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     let Some(certificate) = chain.as_ref().and_then(|chain| chain.first()) else {
@@ -171,8 +178,14 @@ fn identify(shared: &Shared, connection: &Connection) -> Result<Peer, No> {
     let Role::Agent(node) = identity.role else {
         return Err(No::new(&code::NODE_REFUSED, format!("the certificate is that of {}, not of an agent", identity.role)));
     };
-    let expired = shared.store.env.clock.now() > identity.not_after;
-    Ok(Peer { node, key_fingerprint: identity.key_fingerprint, not_after: identity.not_after, expired })
+    let only_renew = if shared.store.env.clock.now() > identity.not_after {
+        Some(format!("the node's certificate expired at {}", identity.not_after))
+    } else if !shared.identity.roots().vouch_for(certificate) {
+        Some("the node's certificate was signed by a CA that is no longer trusted".to_owned())
+    } else {
+        None
+    };
+    Ok(Peer { node, key_fingerprint: identity.key_fingerprint, not_after: identity.not_after, only_renew })
 }
 
 /// The node's row, if the key is the one on record. A removed node has none: that is how it is revoked.
@@ -292,7 +305,7 @@ async fn renew(shared: &Shared, peer: &Peer, request: &RenewRequest) -> Result<(
         Command::NodeCertificate { node: peer.node, key_fingerprint: key.key_fingerprint.to_vec(), expires_at: issued.expires_at };
     match shared.store.propose(command).await.map_err(unavailable)? {
         Applied::Refused(refusal) => Err(No::new(&code::NODE_REFUSED, refusal.to_string())),
-        _ => Ok((RenewAnswer { certificate: issued.certificate, ca: shared.identity.ca_der().to_vec() }, issued.expires_at)),
+        _ => Ok((RenewAnswer { certificate: issued.certificate, ca: issued.issuer }, issued.expires_at)),
     }
 }
 
@@ -305,6 +318,7 @@ struct Running<'a> {
     version: u16,
     /// Of the newest certificate issued in this session, in milliseconds.
     expires_at: AtomicU64,
+    known: Known,
 }
 
 impl Running<'_> {
@@ -353,6 +367,8 @@ impl Running<'_> {
             self.touch();
             match message {
                 Message::Pong(_) => {}
+                Message::ClockPong(pong) => self.known.answered(&pong, &*self.shared.store.env.clock),
+                Message::Trusting(trusting) => self.known.told(trusting),
                 Message::Report(report) => {
                     if report.statuses.len() > 2 * ALLOCS_PER_NODE_MAX || report.gone.len() > 2 * ALLOCS_PER_NODE_MAX {
                         return Err(FrameError::TooLong {
@@ -401,8 +417,9 @@ impl Running<'_> {
     ) -> Result<std::convert::Infallible, End> {
         let clock = &self.shared.store.env.clock;
         let mut sent = None;
-        let (mut servers, mut pace) = (Vec::new(), USAGE_EVERY);
+        let (mut servers, mut pace, mut trusted) = (Vec::new(), USAGE_EVERY, Vec::new());
         self.tell_servers(&mut writer, &mut servers).await?;
+        self.tell_trust(&mut writer, &mut trusted).await?;
         self.push(&mut writer, generation, &mut sent).await?;
         let mut n = 0u64;
         let mut next_ping = clock.monotonic();
@@ -415,9 +432,11 @@ impl Running<'_> {
                     next_ping = clock.monotonic() + HEARTBEAT;
                     self.check().await?;
                     n += 1;
+                    self.known.pinged(n, &**clock);
                     writer.send(Ping { n }).await?;
                     self.tell_servers(&mut writer, &mut servers).await?;
                     self.tell_pace(&mut writer, &mut pace).await?;
+                    self.tell_trust(&mut writer, &mut trusted).await?;
                     // The first set waits for our state to reach the agent's generation.
                     if sent.is_none() || n.is_multiple_of(LOOK_EVERY) {
                         self.push(&mut writer, generation, &mut sent).await?;
@@ -446,6 +465,17 @@ impl Running<'_> {
         if self.version >= VERSION_USAGE && every != *told {
             writer.send(UsageEvery { every }).await?;
             *told = every;
+        }
+        Ok(())
+    }
+
+    /// Sends the CAs to trust if they are others than the ones sent last.
+    async fn tell_trust(&self, writer: &mut FrameWriter, sent: &mut Vec<Vec<u8>>) -> Result<(), End> {
+        if self.version >= VERSION_TRUST
+            && let Some(trust) = trust::due(self.shared, sent)
+        {
+            *sent = trust.roots.clone();
+            writer.send(trust).await?;
         }
         Ok(())
     }
@@ -503,6 +533,7 @@ impl Running<'_> {
                 Err(_) => tracing::debug!(node = %row.id, "node not brought up yet; trying again"),
             }
         }
+        self.known.tell(self.shared, &state, row).await;
         Ok(())
     }
 }

@@ -94,6 +94,9 @@ fn admit(server: &Server, test: &TestEnv) -> (NodeId, Papers) {
             key_fingerprint: papers.key.fingerprint().to_vec(),
             cordoned: false,
             blocked_ports: Default::default(),
+            ca_trusted: 0,
+            ca_signer: 0,
+            clock_skew_ms: None,
         };
         state.nodes.insert(node, Arc::new(row));
     });

@@ -5,6 +5,7 @@
 mod hostile;
 mod joining;
 mod moving;
+mod rotation;
 mod sessions;
 mod support;
 

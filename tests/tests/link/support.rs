@@ -66,6 +66,10 @@ impl TestEnv {
         let clock = Arc::new(ShiftedClock(AtomicI64::new(0)));
         TestEnv { env: Env { clock: clock.clone(), ..HostEnv::new() }, clock }
     }
+    /// Moves the date by milliseconds, either way.
+    pub fn shift(&self, by: i64) {
+        self.clock.0.fetch_add(by, Ordering::Relaxed);
+    }
     pub fn advance(&self, by: Span) {
         self.clock.0.fetch_add(by.0 as i64, Ordering::Relaxed);
     }
@@ -348,6 +352,14 @@ impl Agent {
     }
     pub async fn connected(&self) {
         until("the agent is connected", || matches!(*self.status.borrow(), LinkStatus::Connected { .. })).await;
+    }
+    /// Waits until it is sent away; gives why.
+    pub async fn refused(&self) -> String {
+        until("the agent is refused", || matches!(*self.status.borrow(), LinkStatus::Refused { .. })).await;
+        match &*self.status.borrow() {
+            LinkStatus::Refused { message, .. } => message.clone(),
+            other => panic!("{other:?}"),
+        }
     }
     pub async fn stop(self) {
         self.stop.cancel();

@@ -6,8 +6,10 @@ use optimus_common::ids::RequestId;
 use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts};
 use optimus_common::spec::WorkloadSpec;
-use optimus_common::{AllocId, ClusterId, DeploymentId, NodeId, Reason, Timestamp, TokenId, WorkloadKey};
+use optimus_common::{AllocId, ClusterId, DeploymentId, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 use serde::{Deserialize, Serialize};
+
+use super::authority::{Member, RotationPhase};
 
 /// A command with what makes a retry harmless.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -117,16 +119,49 @@ pub enum Command {
     RemoveNode {
         node: NodeId,
     },
+    /// Announces a new CA, number `number`: its certificate, its sealed key, and its key certified by the CA that signs.
+    RotateCa {
+        number: u32,
+        certificate: Vec<u8>,
+        key_sealed: Vec<u8>,
+        cross: Vec<u8>,
+        /// How long both CAs are trusted at most.
+        overlap: Span,
+    },
+    /// The rotation to CA `number` shall not take place. Possible while the old CA signs.
+    AbortRotation {
+        number: u32,
+    },
+    /// The phase the CA rotation is in shall not wait for nodes any longer.
+    ForceRotation,
+    /// The phase `from` of the rotation to CA `number` is over.
+    StepRotation {
+        number: u32,
+        from: RotationPhase,
+    },
+    /// The newest CA that a member trusts, and the one that signed the certificate it holds. It says so itself.
+    MemberCa {
+        member: Member,
+        trusted: u32,
+        signer: u32,
+    },
+    /// A member's clock has come to differ so much that people should know (milliseconds it is ahead), or no longer does.
+    MemberClock {
+        member: Member,
+        skew_ms: Option<i64>,
+    },
 }
 
 /// The highest [`Cluster::version`](super::Cluster::version) this build understands.
-pub const LEVEL: u32 = 2;
+pub const LEVEL: u32 = 3;
 
 impl Command {
     /// The cluster version from which on every server decodes this command; before it, none may propose it.
     pub fn level(&self) -> u32 {
         match self {
             Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
+            Command::RotateCa { .. } | Command::AbortRotation { .. } | Command::ForceRotation | Command::StepRotation { .. } => 3,
+            Command::MemberCa { .. } | Command::MemberClock { .. } => 3,
             _ => 1,
         }
     }
@@ -255,4 +290,12 @@ pub enum Refusal {
     LastServer(u64),
     #[error("the cluster is at version {cluster}; this needs {needed}: upgrade the remaining servers first")]
     NotYet { cluster: u32, needed: u32 },
+    #[error("the cluster has not been created yet")]
+    NoCluster,
+    #[error("a CA rotation is under way already; `optimus cluster status` tells what it waits for")]
+    RotationUnderWay,
+    #[error("no CA rotation is under way")]
+    NoRotation,
+    #[error("the new CA signs already, so the rotation can only go on; another one can begin once it is over")]
+    RotationPastAbort,
 }

@@ -2,10 +2,15 @@
 
 mod alloc;
 pub mod apply;
+pub mod authority;
 pub mod command;
 mod indexes;
 pub mod snapshot;
 pub mod tables;
 
+pub use authority::{
+    Authorities, Left, Member, OVERLAP, OVERLAP_DEFAULT, Rotation, RotationPhase, RotationVerdict, explain_rotation, judge_rotation,
+    rotation_waits_for,
+};
 pub use command::{Applied, Command, DeployItem, DeploymentStep, LEVEL, Placement, Plan, Proposal, Refusal, ServerFacts};
 pub use tables::*;

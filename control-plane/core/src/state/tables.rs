@@ -65,6 +65,9 @@ pub struct Cluster {
     pub ca_key_sealed: Vec<u8>,
     /// Gates commands: a new kind is proposed only once every server decodes it.
     pub version: u32,
+    /// Which CA signs, and the one that takes its place.
+    #[serde(default)]
+    pub authorities: super::authority::Authorities,
 }
 
 /// One server of the control plane.
@@ -87,6 +90,14 @@ pub struct ServerRow {
     /// It is to lose its vote and then its row.
     #[serde(default)]
     pub leaving: bool,
+    /// Number of the newest CA it trusts, and of the one that signed its certificate, as it told.
+    #[serde(default)]
+    pub ca_trusted: u32,
+    #[serde(default)]
+    pub ca_signer: u32,
+    /// How far its clock is ahead of the leader's, in milliseconds; only while that is worth telling.
+    #[serde(default)]
+    pub clock_skew_ms: Option<i64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,6 +116,14 @@ pub struct Node {
     /// Ports on the host that a stranger held when a copy wanted them, and until when we avoid them.
     #[serde(default)]
     pub blocked_ports: OrdMap<u16, Timestamp>,
+    /// Number of the newest CA it trusts, and of the one that signed its certificate, as it told.
+    #[serde(default)]
+    pub ca_trusted: u32,
+    #[serde(default)]
+    pub ca_signer: u32,
+    /// How far its clock is ahead of the servers', in milliseconds; only while that is worth telling.
+    #[serde(default)]
+    pub clock_skew_ms: Option<i64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -228,6 +247,8 @@ pub enum EventKind {
     NodeUp,
     NodeDown,
     NodeRemoved,
+    CaRotation,
+    ClockSkew,
     TokenCreated,
     TokenRefused,
     DeploymentStarted,

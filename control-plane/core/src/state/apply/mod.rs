@@ -8,6 +8,7 @@ use optimus_common::planted::planted;
 use optimus_common::protocol::{AllocStatus, NodeFacts, Phase};
 use optimus_common::{AllocId, NodeId, Reason, Span, Timestamp, WorkloadKey};
 
+mod authority;
 mod deployments;
 mod nodes;
 mod plan;
@@ -15,6 +16,7 @@ mod reports;
 mod servers;
 mod workloads;
 
+use super::authority::Authorities;
 use super::command::*;
 use super::tables::*;
 use crate::scheduler;
@@ -76,7 +78,14 @@ impl Step<'_> {
                 if self.state.cluster.is_some() {
                     return Applied::Refused(Refusal::ClusterExists);
                 }
-                self.state.cluster = Some(Cluster { id, created_at: self.at, ca_certificate, ca_key_sealed, version: 1 });
+                self.state.cluster = Some(Cluster {
+                    id,
+                    created_at: self.at,
+                    ca_certificate,
+                    ca_key_sealed,
+                    version: 1,
+                    authorities: Authorities::default(),
+                });
                 self.event(EventKind::ClusterCreated, "cluster", "cluster created", None);
                 self.done()
             }
@@ -104,6 +113,14 @@ impl Step<'_> {
             Command::RaiseVersion { to } => self.raise_version(to),
             Command::RemoveServer { id } => self.remove_server(id),
             Command::ForgetServer { id } => self.forget_server(id),
+            Command::RotateCa { number, certificate, key_sealed, cross, overlap } => {
+                self.rotate_ca(number, certificate, key_sealed, cross, overlap)
+            }
+            Command::AbortRotation { number } => self.abort_rotation(number),
+            Command::ForceRotation => self.force_rotation(),
+            Command::StepRotation { number, from } => self.step_rotation(number, from),
+            Command::MemberCa { member, trusted, signer } => self.member_ca(member, trusted, signer),
+            Command::MemberClock { member, skew_ms } => self.member_clock(member, skew_ms),
         }
     }
 

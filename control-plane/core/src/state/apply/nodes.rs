@@ -47,6 +47,8 @@ impl Step<'_> {
             return Applied::Refused(refusal);
         }
         let facts = NodeFacts { name: name.clone(), ..NodeFacts::default() };
+        // The least its answer can have held; the agent tells what it is.
+        let ca = self.state.cluster.as_ref().map_or(0, |c| c.trusted().0);
         let row = Node {
             id: node,
             facts,
@@ -57,6 +59,9 @@ impl Step<'_> {
             key_fingerprint: key,
             cordoned: false,
             blocked_ports: OrdMap::new(),
+            ca_trusted: ca,
+            ca_signer: ca,
+            clock_skew_ms: None,
         };
         self.state.nodes.insert(node, Arc::new(row));
         self.event(EventKind::NodeJoined, &format!("node/{name}"), "node joined the cluster", None);
