@@ -98,6 +98,7 @@ fn commands() -> Vec<(&'static str, Command)> {
             DeploymentStep::RolledBack { id: deployment },
         ],
         remove: vec![key()],
+        ..Plan::default()
     };
     let item = DeployItem { key: key(), spec: Arc::new(full_spec()), source: Some("name = \"web\"".into()), deployment };
     let (key_fingerprint, certificate_expires_at) = (vec![1, 2], Timestamp(99));
@@ -128,6 +129,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("remove_server", Command::RemoveServer { id: 7 }),
         ("forget_server", Command::ForgetServer { id: 7 }),
         ("remove_node", Command::RemoveNode { node }),
+        ("steer", Command::Steer { key: key(), act: Steering::RollBack { to: Some(1) }, why: Some("slow".into()), deployment }),
     ]
 }
 
@@ -158,6 +160,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::RemoveServer { .. } => "remove_server",
         Command::ForgetServer { .. } => "forget_server",
         Command::RemoveNode { .. } => "remove_node",
+        Command::Steer { .. } => "steer",
     }
 }
 

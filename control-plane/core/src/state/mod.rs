@@ -7,5 +7,5 @@ mod indexes;
 pub mod snapshot;
 pub mod tables;
 
-pub use command::{Applied, Command, DeployItem, DeploymentStep, LEVEL, Placement, Plan, Proposal, Refusal, ServerFacts};
+pub use command::{Applied, Command, DeployItem, DeploymentStep, LEVEL, Placement, Plan, Proposal, Refusal, ServerFacts, Steering};
 pub use tables::*;

@@ -13,6 +13,7 @@ mod nodes;
 mod plan;
 mod reports;
 mod servers;
+mod steering;
 mod workloads;
 
 use super::command::*;
@@ -67,7 +68,7 @@ struct Step<'a> {
 impl Step<'_> {
     fn command(&mut self, command: Command) -> Applied {
         // Proposers look first; this is for the one whose view was old.
-        let cluster = self.state.cluster.as_ref().map_or(1, |c| c.version);
+        let cluster = self.state.cluster.as_ref().map_or(LEVEL, |c| c.version);
         if command.level() > cluster {
             return Applied::Refused(Refusal::NotYet { cluster, needed: command.level() });
         }
@@ -104,6 +105,7 @@ impl Step<'_> {
             Command::RaiseVersion { to } => self.raise_version(to),
             Command::RemoveServer { id } => self.remove_server(id),
             Command::ForgetServer { id } => self.forget_server(id),
+            Command::Steer { key, act, why, deployment } => self.steer(key, act, why, deployment),
         }
     }
 
