@@ -197,7 +197,8 @@ async fn watch_deployment(client: &Client, id: DeploymentId, mut index: u64, upd
 pub async fn failure(client: &Client, progress: &Progress, request_id: Option<&str>) -> Option<Failure> {
     let Deployment { key, phase, reason, from_release, release, .. } = &progress.deployment;
     let (exit, what) = match (phase, from_release) {
-        (DeploymentPhase::Succeeded | DeploymentPhase::Running, _) => return None,
+        (DeploymentPhase::Succeeded, _) => return None,
+        (phase, _) if phase.is_forward() => return None,
         (DeploymentPhase::Superseded, _) => (Exit::Conflict, format!("deployment of {key} release {release} was superseded")),
         (DeploymentPhase::Cancelled, _) => (Exit::Conflict, format!("deployment of {key} release {release} was cancelled")),
         (DeploymentPhase::RolledBack | DeploymentPhase::RollingBack, Some(from)) => {

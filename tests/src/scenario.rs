@@ -172,6 +172,11 @@ impl World {
                 ensure!(releases.clone().all(|r| r == row.release), "copies of other releases run: {:?}", releases.collect::<Vec<_>>());
                 Ok(())
             }
+            ["deployment", "of", name, "running"] => {
+                let phase = self.deployment(name)?.phase;
+                ensure!(phase.is_forward(), "it is {}", phase.word());
+                Ok(())
+            }
             ["deployment", "of", name, phase] => same(&phase_name(self.deployment(name)?.phase), phase),
             ["deployment", "of", name, "says", ..] => {
                 let reason = self.deployment(name)?.reason.map_or_else(String::new, |r| r.message);
@@ -492,12 +497,13 @@ fn spec() -> WorkloadSpec {
         health: Health { readiness: None, liveness: None },
         restart: Restart { delay: Span::secs(1), delay_max: Span::secs(60), reset_after: Span::secs(60) },
         stop: Stop { signal: "TERM".into(), grace: Span::secs(10) },
-        update: Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(60), min_ready: Span(0) },
+        update: Update { deadline: Span::secs(60), ..Update::default() },
         logs: Logs { size: Bytes(1 << 20) },
         secrets: vec![],
         labels: BTreeMap::new(),
         schedule: None,
         timeout: None,
+        disconnect: None,
     }
 }
 
@@ -518,6 +524,7 @@ fn phase_name(phase: DeploymentPhase) -> String {
     match phase {
         DeploymentPhase::RollingBack => "rolling-back".into(),
         DeploymentPhase::RolledBack => "rolled-back".into(),
+        DeploymentPhase::Succeeded => "succeeded".into(),
         other => format!("{other:?}").to_lowercase(),
     }
 }

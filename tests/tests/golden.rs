@@ -98,6 +98,7 @@ fn commands() -> Vec<(&'static str, Command)> {
             DeploymentStep::RolledBack { id: deployment },
         ],
         remove: vec![key()],
+        ..Plan::default()
     };
     let item = DeployItem { key: key(), spec: Arc::new(full_spec()), source: Some("name = \"web\"".into()), deployment };
     let (key_fingerprint, certificate_expires_at) = (vec![1, 2], Timestamp(99));
@@ -134,6 +135,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("step_rotation", Command::StepRotation { number: 1, from: RotationPhase::Announce }),
         ("member_ca", Command::MemberCa { member: Member::Node(node), trusted: 1, signer: 0 }),
         ("member_clock", Command::MemberClock { member: Member::Server(7), skew_ms: Some(-14_000) }),
+        ("steer", Command::Steer { key: key(), act: Steering::RollBack { to: Some(1) }, why: Some("slow".into()), deployment }),
     ]
 }
 
@@ -170,6 +172,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::StepRotation { .. } => "step_rotation",
         Command::MemberCa { .. } => "member_ca",
         Command::MemberClock { .. } => "member_clock",
+        Command::Steer { .. } => "steer",
     }
 }
 

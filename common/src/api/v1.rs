@@ -166,16 +166,32 @@ pub struct Workload {
     pub endpoints: Vec<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Where a deployment stands. It goes forward in this order, but for what its strategy has no use for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeploymentPhase {
-    Running,
+    /// Looks whether it can succeed, waits for what it comes after, runs its release command. Nothing was touched yet.
+    Preparing,
+    /// Waits for room for a copy.
+    #[serde(alias = "running")]
+    Placing,
+    /// Copies start.
+    Starting,
+    /// Copies run and have to prove that they are well.
+    Health,
+    /// The share of the traffic moves.
+    Shifting,
+    /// It has its share of the traffic and must go on well for a while.
+    Baking,
+    /// Waits for promotion, or takes over from the release before.
+    Promoting,
+    #[serde(rename = "done", alias = "succeeded")]
     Succeeded,
-    /// Failed and left as it is (a first deployment).
+    /// Failed and left as it is.
     Failed,
-    /// Failed; going back to the release before.
+    /// Failed or called off; going back to the release before.
     RollingBack,
-    /// Failed; the release before runs again.
+    /// The release before runs again.
     RolledBack,
     Superseded,
     Cancelled,
@@ -184,7 +200,33 @@ pub enum DeploymentPhase {
 impl DeploymentPhase {
     /// No further change will come.
     pub fn is_final(self) -> bool {
-        !matches!(self, DeploymentPhase::Running | DeploymentPhase::RollingBack)
+        use DeploymentPhase::*;
+        matches!(self, Succeeded | Failed | RolledBack | Superseded | Cancelled)
+    }
+
+    /// On its way to the new release.
+    pub fn is_forward(self) -> bool {
+        !self.is_final() && self != DeploymentPhase::RollingBack
+    }
+
+    /// As people read it: `rolling back`.
+    pub fn word(self) -> &'static str {
+        use DeploymentPhase::*;
+        match self {
+            Preparing => "preparing",
+            Placing => "placing",
+            Starting => "starting",
+            Health => "health",
+            Shifting => "shifting",
+            Baking => "baking",
+            Promoting => "promoting",
+            Succeeded => "done",
+            Failed => "failed",
+            RollingBack => "rolling back",
+            RolledBack => "rolled back",
+            Superseded => "superseded",
+            Cancelled => "cancelled",
+        }
     }
 }
 
@@ -198,19 +240,47 @@ pub struct Deployment {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_release: Option<u64>,
     pub phase: DeploymentPhase,
+    /// Since when it is in this phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
     /// Copies of the new release that are ready / that are wanted.
     pub ready: u32,
     pub wanted: u32,
     pub created_at: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
-    /// It fails at this time unless there is progress before.
+    /// It fails at this time unless there is progress before; while it bakes, the time it is through with that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_at: Option<Timestamp>,
+    /// Why it failed, or what it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<ReasonView>,
-    /// `deploy`, `restart`, `scale`.
+    /// `deploy`, `restart`, `scale`, `retry`, `rollback`.
     pub trigger: String,
+    /// `rolling`, `blue-green`, `canary`.
+    #[serde(default)]
+    pub strategy: String,
+    /// Percent of the traffic the new release has; unset: what its copies make of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// The steps of a canary.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<DeploymentStepView>,
+    /// Somebody paused it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    /// It was promoted, or needs no promotion.
+    #[serde(default)]
+    pub promoted: bool,
+}
+
+/// One step of a canary.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DeploymentStepView {
+    pub weight: u32,
+    pub bake: Span,
+    /// `waiting`, `current`, `done`.
+    pub status: String,
 }
 
 /// One copy.

@@ -75,11 +75,28 @@ fields! {
     "stop.grace", "a duration, at most 1h", "10s", "stop = { grace = \"30s\" }", true, "Time from the signal until everything is killed.";
     "update", "\"rolling\", \"canary\", \"blue-green\" or a table", "\"rolling\"", "update = { parallel = 2, deadline = \"5m\" }", true,
         "How a new release takes over. Copies are replaced a few at a time; the new one starts first, unless a fixed port forbids it. Without progress before the deadline the release that ran before comes back.";
-    "update.strategy", "rolling, canary or blue-green", "rolling", "update = { strategy = \"rolling\" }", true,
-        "`canary` and `blue-green` are not available yet.";
+    "update.strategy", "rolling, canary or blue-green", "rolling", "update = { strategy = \"canary\" }", true,
+        "`rolling` replaces copies a few at a time. `canary` tries the release on a few copies with a share of the traffic first. `blue-green` starts a whole second set, switches all traffic at once and keeps the old set for a while.";
     "update.parallel", "1 to 1000", "1", "update = { parallel = 5 }", true, "How many copies move at a time.";
     "update.deadline", "a duration", "2m", "update = { deadline = \"10m\" }", true, "Longest time without another copy becoming ready.";
     "update.min_ready", "a duration", "0s; 1s without a health check", "update = { min_ready = \"10s\" }", true, "How long a new copy must stay ready before it counts.";
+    "update.max_surge", "a number of copies or a share", "as `parallel`", "update = { max_surge = \"25%\" }", true, "How many copies there may be beyond the wanted number while they move.";
+    "update.max_unavailable", "a number of copies or a share", "0; as `parallel` where a new copy cannot start beside the old", "update = { max_unavailable = 1 }", true, "How many copies may be missing while they move.";
+    "update.canary", "a number of copies or a share", "1", "update = { strategy = \"canary\", canary = \"10%\" }", true, "How many copies try the release first.";
+    "update.steps", "a list of tables of weight and bake", "one step of 10 % for 1m", "update = { strategy = \"canary\", steps = [{ weight = 5, bake = \"1m\" }, { weight = 50, bake = \"5m\" }] }", true, "What canaries go through: `weight` percent of the traffic, for as long as `bake`. A canary that fails meanwhile brings the old release back.";
+    "update.hold", "a duration", "1m", "update = { strategy = \"blue-green\", hold = \"10m\" }", true, "How long the old set stays beside the new one after the switch, so that going back takes an instant.";
+    "update.auto_promote", "true or false", "true", "update = { strategy = \"canary\", auto_promote = false }", true, "Whether a release that proved itself takes over without being asked. Otherwise it waits for `optimus promote`.";
+    "update.auto_rollback", "true or false", "true", "update = { auto_rollback = false }", true, "Whether the release that ran before comes back when the new one fails. Otherwise everything stays as it is, to be looked at.";
+    "after", "a list of workloads", "none", "after = [\"db\"]", true,
+        "A deployment begins only when these workloads of the same environment are ready.";
+    "release_command", "a command line, or a table of `run` and `timeout`", "none", "release_command = \"python3 manage.py migrate\"", false,
+        "Runs once per deployment, on one node, before the first copy of the new release starts. If it fails, so does the deployment, and nothing else was touched.";
+    "release_command.run", "a command line, or a list of strings", "none", "release_command = { run = \"./migrate\", timeout = \"1h\" }", false, "What to run.";
+    "release_command.timeout", "a duration, at most 24h", "10m", "release_command = { run = \"./migrate\", timeout = \"1h\" }", false, "Longest time it may take.";
+    "disconnect", "a table", "none: copies of a silent node are lost at once", "disconnect = { lost_after = \"10m\" }", false,
+        "What happens to copies on a node that does not answer. They are replaced at once; so long they may take up their place again.";
+    "disconnect.lost_after", "a duration", "required", "disconnect = { lost_after = \"10m\" }", false, "From then on such a copy is lost: it stops when its node is back.";
+    "disconnect.keep", "\"original\" or \"newest\"", "original", "disconnect = { lost_after = \"10m\", keep = \"newest\" }", false, "Which of two copies stays when the node is back. An original of an older release, or one that is not well, always gives way.";
     "logs", "a table", "see its fields", "logs = { size = \"64M\" }", true, "What is kept of a copy's output on its node.";
     "logs.size", "a size, at least 64K", "32M", "logs = { size = \"64M\" }", true, "Budget of one copy; the oldest goes first.";
     "secrets", "a list of names", "none", "secrets = [\"DATABASE_URL\"]", false, "Secrets given to the process as environment variables.";

@@ -17,6 +17,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod update;
 mod values;
 
 pub use check::{check, not_available};

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use super::update::{Amount, CanaryStep, Disconnect, Keep, ReleaseStep, Strategy, Update};
+
 use crate::ids::Name;
 use crate::time::Span;
 use crate::units::{Bytes, Millicores};
@@ -49,6 +51,9 @@ pub struct WorkloadSpec {
     /// Longest run of a job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
+    /// What happens to copies whose node does not answer. Unset: they are replaced at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disconnect: Option<Disconnect>,
 }
 
 /// Service stays up, job runs to completion, daemon runs once on every matching node.
@@ -180,25 +185,6 @@ pub struct Stop {
     pub signal: String,
     /// Time between the signal and SIGKILL for the whole group.
     pub grace: Span,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Update {
-    pub strategy: Strategy,
-    /// How many copies move at a time.
-    pub parallel: u32,
-    /// Longest time a deployment may go without progress before it fails.
-    pub deadline: Span,
-    /// How long a new copy must stay ready before it counts.
-    pub min_ready: Span,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Strategy {
-    Rolling,
-    BlueGreen,
-    Canary,
 }
 
 /// How much of a copy's output is kept on its node.

@@ -10,40 +10,16 @@ use optimus_common::{Bytes, Millicores, Reason, Timestamp};
 
 use crate::reconciler;
 use crate::scheduler;
-use crate::state::{Alloc, Deployment, Event, Node, State, Workload};
+use crate::state::{Alloc, Event, Node, State, Workload};
+
+mod deployments;
+
+pub use deployments::deployment;
 
 /// Events shown with an explanation.
 const EVENTS_SHOWN: usize = 10;
 /// Endpoints listed with a workload.
 const ENDPOINTS_SHOWN: usize = 20;
-
-pub fn deployment(state: &State, row: &Deployment) -> api::Deployment {
-    let Deployment { id, key, release, from_release, trigger, phase, created_at, ended_at, deadline, progress: _, progress_at, reason } =
-        row;
-    let workload = state.workload(key);
-    // While rolling back, what counts is the release it goes back to.
-    let counted = workload.map_or(*release, |w| w.release);
-    api::Deployment {
-        id: *id,
-        key: key.clone(),
-        release: *release,
-        from_release: *from_release,
-        phase: *phase,
-        ready: state.allocs_of(key).filter(|a| a.run && a.release == counted && a.is_ready()).count() as u32,
-        wanted: workload.map_or(0, |w| w.copies),
-        created_at: *created_at,
-        ended_at: *ended_at,
-        deadline_at: (!phase.is_final()).then_some(*progress_at + *deadline),
-        reason: reason.clone().or_else(|| waiting_for(state, row)).as_ref().map(ReasonView::from),
-        trigger: trigger.clone(),
-    }
-}
-
-/// What a deployment that is under way waits for, as far as it is not a copy of its own: room for the next.
-fn waiting_for(state: &State, row: &Deployment) -> Option<Reason> {
-    let workload = state.workload(&row.key).filter(|w| !row.phase.is_final() && w.deployment == Some(row.id))?;
-    reconciler::unplaced_slots(state, workload, row.progress_at, 1).pop().map(|(_, reason)| reason)
-}
 
 pub fn workload(state: &State, row: &Workload, now: Timestamp) -> api::Workload {
     let Workload {
@@ -109,12 +85,13 @@ fn missing_spec() -> optimus_common::spec::WorkloadSpec {
         health: Health { readiness: None, liveness: None },
         restart: Restart { delay: Span(0), delay_max: Span(0), reset_after: Span(0) },
         stop: Stop { signal: "TERM".into(), grace: Span(0) },
-        update: Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span(0), min_ready: Span(0) },
+        update: Update::default(),
         logs: Logs { size: Bytes(0) },
         secrets: vec![],
         labels: BTreeMap::new(),
         schedule: None,
         timeout: None,
+        disconnect: None,
     }
 }
 
@@ -165,7 +142,21 @@ fn endpoint(state: &State, alloc: &Alloc) -> Option<String> {
 }
 
 pub fn allocation(state: &State, row: &Alloc) -> api::Allocation {
-    let Alloc { id, key, index, release, node, ports, run, stop_reason: _, created_at, status } = row;
+    let Alloc {
+        id,
+        key,
+        index,
+        release,
+        node,
+        ports,
+        run,
+        stop_reason: _,
+        created_at,
+        status,
+        migrate: _,
+        draining_since: _,
+        unrouted_at: _,
+    } = row;
     let node_row = state.nodes.get(node);
     let status = status.as_ref();
     api::Allocation {
@@ -279,6 +270,10 @@ fn serde_name(kind: &crate::state::EventKind) -> String {
         CaRotation => "ca_rotation",
         ClockSkew => "clock_skew",
         CopyFailed => "copy_failed",
+        DeploymentShifted => "deployment_shifted",
+        DeploymentPromoted => "deployment_promoted",
+        DeploymentPaused => "deployment_paused",
+        CopyUpdated => "copy_updated",
     }
     .to_owned()
 }
@@ -296,7 +291,7 @@ pub fn explain_workload(state: &State, row: &Workload, now: Timestamp) -> api::E
         shown.copies_ready
     )];
     if let Some(d) = &shown.deployment {
-        let name = serde_json_name(d.phase);
+        let name = d.phase.word();
         evidence.push(format!("newest deployment ({}) of release {}: {name}", d.trigger, d.release));
         if let Some(reason) = &d.reason {
             evidence.push(format!("it ended so because: {}", reason.message));
@@ -406,18 +401,6 @@ fn events_of(state: &State, about: impl Fn(&str) -> bool) -> Vec<api::Event> {
 
 fn whole_seconds(span: optimus_common::Span) -> optimus_common::Span {
     optimus_common::Span(span.0 / 1000 * 1000)
-}
-
-fn serde_json_name(phase: api::DeploymentPhase) -> &'static str {
-    match phase {
-        api::DeploymentPhase::Running => "running",
-        api::DeploymentPhase::Succeeded => "succeeded",
-        api::DeploymentPhase::Failed => "failed",
-        api::DeploymentPhase::RollingBack => "rolling back",
-        api::DeploymentPhase::RolledBack => "rolled back",
-        api::DeploymentPhase::Superseded => "superseded",
-        api::DeploymentPhase::Cancelled => "cancelled",
-    }
 }
 
 /// The fleet in one answer; none before the cluster exists. Costs a pass over all copies.

@@ -206,7 +206,7 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let detail = refusal.to_string();
         match refusal {
-            Refusal::NoSuchWorkload(_) | Refusal::NoSuchNode(_) => ApiError::not_found(detail),
+            Refusal::NoSuchWorkload(_) | Refusal::NoSuchNode(_) | Refusal::NoSuchRelease { .. } => ApiError::not_found(detail),
             Refusal::RequestReused => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, code::CONFLICT, detail)
                 .hint("an Idempotency-Key belongs to one request; take a new key for another"),
             Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp => {
@@ -215,6 +215,7 @@ impl From<Refusal> for ApiError {
             Refusal::TokenRole { .. } => ApiError::new(StatusCode::FORBIDDEN, code::TOKEN_REFUSED, detail),
             Refusal::NoSuchServer(_) => ApiError::not_found(detail),
             Refusal::BeingRemoved(_)
+            | Refusal::CannotSteer { .. }
             | Refusal::TooMany { .. }
             | Refusal::ClusterExists
             | Refusal::TooOld { .. }

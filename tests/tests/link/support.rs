@@ -122,7 +122,7 @@ impl TestStore {
             let name = |n: &str| Name::new(n).unwrap();
             let key = WorkloadKey { project: name("shop"), environment: name("prod"), workload: name("web") };
             let spec = Arc::new(super::spec());
-            let release = Release { key: key.clone(), number: 1, spec, source: None, created_at: Timestamp(1) };
+            let release = Release { key: key.clone(), number: 1, spec, source: None, created_at: Timestamp(1), fresh: false };
             state.releases.insert((key.clone(), 1), Arc::new(release));
             let alloc = Alloc {
                 id,
@@ -135,6 +135,9 @@ impl TestStore {
                 stop_reason: None,
                 created_at: Timestamp(1),
                 status: None,
+                migrate: false,
+                draining_since: None,
+                unrouted_at: None,
             };
             state.allocs.insert(id, Arc::new(alloc));
         });

@@ -90,6 +90,14 @@ pub fn fits_with(node: &Node, taken: &Taken, spec: &WorkloadSpec, ports: Option<
     }
 }
 
+/// Whether the node of a copy that runs by `old` has what `new` asks beyond that. Its ports stay as they are.
+pub fn fits_resized(state: &State, alloc: &Alloc, old: &WorkloadSpec, new: &WorkloadSpec) -> bool {
+    let Some(node) = state.nodes.get(&alloc.node) else { return false };
+    let rest = taken(state, alloc.node).without(alloc, old);
+    rest.cpu + u64::from(new.resources.cpu.0) <= u64::from(node.facts.cpu.0)
+        && rest.memory + new.resources.memory_request.0 <= node.facts.memory.0
+}
+
 /// The fixed ports are free, and there are enough others.
 fn dynamic_ports_left(node: &Node, taken: &Taken, spec: &WorkloadSpec, now: Timestamp) -> Result<(), Refusal> {
     let fixed: Vec<u16> = spec.ports.iter().filter_map(|p| p.fixed).collect();

@@ -5,7 +5,7 @@
 
 mod fit;
 
-pub use fit::{Taken, fits, fits_with, taken};
+pub use fit::{Taken, fits, fits_resized, fits_with, taken};
 
 use std::collections::BTreeMap;
 
@@ -110,6 +110,11 @@ impl<'a> View<'a> {
         let id = *id;
         *self.same_on(ask.key).entry(id).or_default() += 1;
         Some((id, ports))
+    }
+
+    /// Whether one more copy of `spec` fits on some node.
+    pub fn could_place(&self, spec: &WorkloadSpec) -> bool {
+        self.nodes.iter().any(|(_, node, taken)| fits_with(node, taken, spec, None, self.now).is_ok())
     }
 
     /// Whether `spec` would fit on the node of `old` once that has stopped.

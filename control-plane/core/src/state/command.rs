@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use optimus_common::api::v1::DeploymentPhase;
 use optimus_common::ids::RequestId;
 use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts};
@@ -150,6 +151,33 @@ pub enum Command {
         member: Member,
         skew_ms: Option<i64>,
     },
+    /// What a person asks of a deployment.
+    Steer {
+        key: WorkloadKey,
+        act: Steering,
+        #[serde(default)]
+        why: Option<String>,
+        /// Id of the deployment it starts, if it starts one.
+        deployment: DeploymentId,
+    },
+}
+
+/// What a person may ask of a workload's newest deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Steering {
+    /// What proved itself takes over.
+    Promote,
+    /// Nothing more is moved; what dies is replaced.
+    Pause,
+    Resume,
+    /// Call it off: the release before stays, or comes back.
+    Abort,
+    /// Once more the release that failed.
+    Retry,
+    /// Back to a release, or to the one that ran before.
+    RollBack {
+        to: Option<u64>,
+    },
 }
 
 /// The highest [`Cluster::version`](super::Cluster::version) this build understands.
@@ -159,6 +187,7 @@ impl Command {
     /// The cluster version from which on every server decodes this command; before it, none may propose it.
     pub fn level(&self) -> u32 {
         match self {
+            Command::Steer { .. } => 3,
             Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
             Command::RotateCa { .. } | Command::AbortRotation { .. } | Command::ForceRotation | Command::StepRotation { .. } => 3,
             Command::MemberCa { .. } | Command::MemberClock { .. } => 3,
@@ -200,6 +229,15 @@ pub struct Plan {
     pub deployments: Vec<DeploymentStep>,
     /// Workloads marked for removal whose last copy is gone.
     pub remove: Vec<WorkloadKey>,
+    /// Copies that take on another release as they run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adopt: Vec<(AllocId, u64)>,
+    /// Copies that get no new requests from now on, and are stopped next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drain: Vec<AllocId>,
+    /// Copies that are to move to another node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub migrate: Vec<AllocId>,
 }
 
 impl Plan {
@@ -235,6 +273,18 @@ pub enum DeploymentStep {
     },
     /// The copies of the release before all run again.
     RolledBack {
+        id: DeploymentId,
+    },
+    /// From one phase to the next.
+    Enter {
+        id: DeploymentId,
+        from: DeploymentPhase,
+        to: DeploymentPhase,
+        step: u32,
+        weight: Option<u32>,
+    },
+    /// What proved itself takes over.
+    Promote {
         id: DeploymentId,
     },
 }
@@ -288,6 +338,10 @@ pub enum Refusal {
     TooOld { cluster: u32, server: u32 },
     #[error("server {0} is the last one; it cannot leave")]
     LastServer(u64),
+    #[error("workload {key} has no deployment this could be done to: {why}")]
+    CannotSteer { key: WorkloadKey, why: String },
+    #[error("workload {key} has no release {release}; releases are kept for a while only")]
+    NoSuchRelease { key: WorkloadKey, release: u64 },
     #[error("the cluster is at version {cluster}; this needs {needed}: upgrade the remaining servers first")]
     NotYet { cluster: u32, needed: u32 },
     #[error("the cluster has not been created yet")]

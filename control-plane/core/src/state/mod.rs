@@ -12,5 +12,5 @@ pub use authority::{
     Authorities, Left, Member, OVERLAP, OVERLAP_DEFAULT, Rotation, RotationPhase, RotationVerdict, explain_rotation, judge_rotation,
     rotation_waits_for,
 };
-pub use command::{Applied, Command, DeployItem, DeploymentStep, LEVEL, Placement, Plan, Proposal, Refusal, ServerFacts};
+pub use command::{Applied, Command, DeployItem, DeploymentStep, LEVEL, Placement, Plan, Proposal, Refusal, ServerFacts, Steering};
 pub use tables::*;

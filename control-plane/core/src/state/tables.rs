@@ -7,7 +7,7 @@ use imbl::OrdMap;
 use optimus_common::api::v1::DeploymentPhase;
 use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts};
-use optimus_common::spec::WorkloadSpec;
+use optimus_common::spec::{Strategy, WorkloadSpec};
 use optimus_common::{AllocId, ClusterId, DeploymentId, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 use serde::{Deserialize, Serialize};
 
@@ -170,6 +170,13 @@ pub struct Release {
     #[serde(default)]
     pub source: Option<Arc<str>>,
     pub created_at: Timestamp,
+    /// Its copies are started afresh, even where the spec would allow to change those of another release in place.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub fresh: bool,
+}
+
+fn is_false(given: &bool) -> bool {
+    !given
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -191,6 +198,15 @@ pub struct Alloc {
     /// committed: the clocks of hosts differ, and `min_ready` is counted by the leader's. Written by reports only.
     #[serde(default)]
     pub status: Option<Arc<AllocStatus>>,
+    /// It is to move to another node: replaced like a copy of an older release, and no failure.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub migrate: bool,
+    /// Since when it gets no new requests, on its way to be stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining_since: Option<Timestamp>,
+    /// The first generation of endpoints without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrouted_at: Option<u64>,
 }
 
 /// How often in a row copies of one slot could not run where they were placed. Spaces the next tries.
@@ -220,6 +236,46 @@ pub struct Deployment {
     pub progress_at: Timestamp,
     #[serde(default)]
     pub reason: Option<Reason>,
+    /// When its phase began.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
+    #[serde(default = "rolling")]
+    pub strategy: Strategy,
+    /// Which of the canary's steps it is at; of a blue-green one: 1 once the old set may go.
+    #[serde(default)]
+    pub step: u32,
+    /// Percent of the traffic its release has; unset: each copy has the same.
+    #[serde(default)]
+    pub weight: Option<u32>,
+    #[serde(default)]
+    pub paused: Option<Pause>,
+    /// Canaries were promoted: the rest may follow.
+    #[serde(default)]
+    pub promoted: bool,
+    /// Somebody called it off: it ends as cancelled once the release before runs again.
+    #[serde(default)]
+    pub called_off: bool,
+    /// Copies before it; what it goes back to.
+    #[serde(default)]
+    pub from_copies: Option<u32>,
+    /// How often copies that had proved themselves were no longer ready.
+    #[serde(default)]
+    pub relapses: u32,
+    /// It has been found fit to begin.
+    #[serde(default)]
+    pub prepared: bool,
+}
+
+fn rolling() -> Strategy {
+    Strategy::Rolling
+}
+
+/// Somebody paused a deployment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pause {
+    pub since: Timestamp,
+    #[serde(default)]
+    pub why: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -263,6 +319,10 @@ pub enum EventKind {
     CopyExited,
     CopyStopped,
     CopyFailed,
+    DeploymentShifted,
+    DeploymentPromoted,
+    DeploymentPaused,
+    CopyUpdated,
 }
 
 /// The answer a request got, for its retries.

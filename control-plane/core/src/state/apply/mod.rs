@@ -14,6 +14,7 @@ mod nodes;
 mod plan;
 mod reports;
 mod servers;
+mod steering;
 mod workloads;
 
 use super::authority::Authorities;
@@ -69,7 +70,7 @@ struct Step<'a> {
 impl Step<'_> {
     fn command(&mut self, command: Command) -> Applied {
         // Proposers look first; this is for the one whose view was old.
-        let cluster = self.state.cluster.as_ref().map_or(1, |c| c.version);
+        let cluster = self.state.cluster.as_ref().map_or(LEVEL, |c| c.version);
         if command.level() > cluster {
             return Applied::Refused(Refusal::NotYet { cluster, needed: command.level() });
         }
@@ -121,6 +122,7 @@ impl Step<'_> {
             Command::StepRotation { number, from } => self.step_rotation(number, from),
             Command::MemberCa { member, trusted, signer } => self.member_ca(member, trusted, signer),
             Command::MemberClock { member, skew_ms } => self.member_clock(member, skew_ms),
+            Command::Steer { key, act, why, deployment } => self.steer(key, act, why, deployment),
         }
     }
 
