@@ -14,3 +14,4 @@ pub mod load;
 pub mod loop_image;
 pub mod netns;
 pub mod scenario;
+pub mod sim_agents;

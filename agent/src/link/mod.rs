@@ -70,7 +70,11 @@ pub struct Link {
     workloads: Arc<dyn Workloads>,
     env: Env,
     status: watch::Sender<LinkStatus>,
+    endpoints: Endpoints,
 }
+
+/// Makes the UDP endpoint that sessions dial from.
+pub type Endpoints = Box<dyn Fn() -> Result<quinn::Endpoint, transport::SetupError> + Send + Sync>;
 
 /// Keeps the session with the control plane until `shutdown`.
 pub async fn run(identity: AgentIdentity, workloads: Arc<dyn Workloads>, env: Env, shutdown: CancellationToken) {
@@ -79,7 +83,13 @@ pub async fn run(identity: AgentIdentity, workloads: Arc<dyn Workloads>, env: En
 
 impl Link {
     pub fn new(identity: AgentIdentity, workloads: Arc<dyn Workloads>, env: Env) -> Self {
-        Link { identity: Mutex::new(identity), workloads, env, status: watch::Sender::new(LinkStatus::Connecting) }
+        let status = watch::Sender::new(LinkStatus::Connecting);
+        Link { identity: Mutex::new(identity), workloads, env, status, endpoints: Box::new(transport::client_endpoint) }
+    }
+
+    /// The same, dialling from endpoints of its own: simulated agents can be cut off so.
+    pub fn with_endpoints(self, endpoints: Endpoints) -> Self {
+        Link { endpoints, ..self }
     }
 
     /// Follows where the link stands.
@@ -97,7 +107,7 @@ impl Link {
             let order = self.identity().order();
             let address = tries.next(&order);
             let patience = patience(failures, order.len());
-            let end = match endpoint.take().map_or_else(transport::client_endpoint, Ok) {
+            let end = match endpoint.take().map_or_else(&self.endpoints, Ok) {
                 Ok(open) => {
                     let end = tokio::select! {
                         () = shutdown.cancelled() => None,
