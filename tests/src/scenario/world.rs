@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use optimus_common::spec::WorkloadSpec;
-use optimus_common::{AllocId, Name, NodeId, Span, Timestamp, WorkloadKey};
-use optimus_core::state::{Alloc, Applied, Command, Plan, Proposal, State};
+use optimus_common::{AllocId, ClusterId, Name, NodeId, Span, Timestamp, WorkloadKey};
+use optimus_core::state::{Alloc, Applied, Command, LEVEL, Plan, Proposal, ServerFacts, State};
 use optimus_core::{reconciler, scheduler};
 use uuid::Uuid;
 
@@ -56,8 +56,9 @@ pub struct World {
 }
 
 impl World {
+    /// A cluster of the newest version, without nodes.
     pub(super) fn new(tracing: bool) -> Self {
-        World {
+        let mut world = World {
             state: State::default(),
             now: BEGAN,
             nodes: BTreeMap::new(),
@@ -76,7 +77,21 @@ impl World {
             broken: None,
             ids: 0,
             log: vec![],
-        }
+        };
+        let id = ClusterId(Uuid::from_u128(9));
+        world.apply(Command::CreateCluster { id, ca_certificate: vec![], ca_key_sealed: vec![] });
+        let facts = |text: &str| text.to_owned();
+        let server = ServerFacts {
+            name: facts("server-1"),
+            address: facts("10.0.0.9:7601"),
+            api: facts("10.0.0.9:7600"),
+            version: facts("1"),
+            level: LEVEL,
+        };
+        world.apply(Command::AdmitServer { token: None, server, key_fingerprint: vec![] });
+        world.apply(Command::RaiseVersion { to: LEVEL });
+        world.trace.clear();
+        world
     }
 
     // ---- acting ----
