@@ -53,9 +53,9 @@ pub const VOCABULARY: Vocabulary = Vocabulary::words(&[
     Word {
         pattern: "copy SLOT is-gone",
         kind: Kind::Act,
-        help: "its agent says it has no such copy any more",
+        help: "its agent says it has no trace of the newest copy of the slot",
         run: |world, args| {
-            let alloc = world.copy_in(args.get("SLOT")?)?;
+            let alloc = world.copies_in(args.get("SLOT")?)?.pop().context("it has no copy")?;
             world.apply(Command::Report { node: alloc.node, statuses: vec![], gone: vec![alloc.id] });
             Ok(())
         },
