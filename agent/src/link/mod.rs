@@ -75,7 +75,11 @@ pub struct Link {
     status: watch::Sender<LinkStatus>,
     /// Whether the next connection is for renewing.
     renewal: renewal::Renewal,
+    endpoints: Endpoints,
 }
+
+/// Makes the UDP endpoint that sessions dial from.
+pub type Endpoints = Box<dyn Fn() -> Result<quinn::Endpoint, transport::SetupError> + Send + Sync>;
 
 /// Keeps the session with the control plane until `shutdown`.
 pub async fn run(identity: AgentIdentity, workloads: Arc<dyn Workloads>, env: Env, shutdown: CancellationToken) {
@@ -90,7 +94,13 @@ impl Link {
             env,
             status: watch::Sender::new(LinkStatus::Connecting),
             renewal: Default::default(),
+            endpoints: Box::new(transport::client_endpoint),
         }
+    }
+
+    /// The same, dialling from endpoints of its own: simulated agents can be cut off so.
+    pub fn with_endpoints(self, endpoints: Endpoints) -> Self {
+        Link { endpoints, ..self }
     }
 
     /// Follows where the link stands.
@@ -108,7 +118,7 @@ impl Link {
             let order = self.identity().order();
             let address = tries.next(&order);
             let patience = patience(failures, order.len());
-            let end = match endpoint.take().map_or_else(transport::client_endpoint, Ok) {
+            let end = match endpoint.take().map_or_else(&self.endpoints, Ok) {
                 Ok(open) => {
                     let end = tokio::select! {
                         () = shutdown.cancelled() => None,
