@@ -129,6 +129,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("remove_server", Command::RemoveServer { id: 7 }),
         ("forget_server", Command::ForgetServer { id: 7 }),
         ("remove_node", Command::RemoveNode { node }),
+        ("ack_endpoints", Command::AckEndpoints { router: "edge-1".into(), generation: 300 }),
         ("steer", Command::Steer { key: key(), act: Steering::RollBack { to: Some(1) }, why: Some("slow".into()), deployment }),
     ]
 }
@@ -161,6 +162,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::ForgetServer { .. } => "forget_server",
         Command::RemoveNode { .. } => "remove_node",
         Command::Steer { .. } => "steer",
+        Command::AckEndpoints { .. } => "ack_endpoints",
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::args::Global;
 use crate::commands::{ScopeArgs, Session, WaitArgs};
 use crate::error::{Exit, Failure};
+use crate::live::headline;
 use crate::output::{Terminal, count, now, took};
 use crate::project::Source;
 use crate::{follow, target};
@@ -145,6 +146,14 @@ async fn finish(
         let deployment = &progress.deployment;
         match follow::failure(&session.client, progress, request_id).await {
             Some(failure) => failures.push(failure),
+            None if !deployment.phase.is_final() => {
+                let next = if deployment.paused { "resume" } else { "promote" };
+                session.terminal.note(&format!(
+                    "{}\n  hint: `optimus {next} {}` lets it go on, `optimus abort` calls it off",
+                    headline(deployment),
+                    deployment.key
+                ));
+            }
             None => {
                 let time = took(deployment.ended_at.unwrap_or_else(now).since(deployment.created_at));
                 let copies = count(deployment.ready.into(), "copy", "copies");

@@ -274,6 +274,18 @@ pub struct Deployment {
     pub promoted: bool,
 }
 
+impl Deployment {
+    /// Nothing more happens by itself: it has ended, or waits for a person.
+    pub fn is_at_rest(&self) -> bool {
+        self.phase.is_final() || self.paused || self.awaits_promotion()
+    }
+
+    /// It proved itself and waits for somebody to promote it.
+    pub fn awaits_promotion(&self) -> bool {
+        self.phase == DeploymentPhase::Promoting && !self.promoted
+    }
+}
+
 /// One step of a canary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeploymentStepView {
@@ -388,6 +400,50 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ScaleRequest {
     pub copies: u32,
+}
+
+/// `POST .../workloads/{name}:promote`, `:pause`, `:resume`, `:abort`, `:retry`, `:rollback`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SteerRequest {
+    /// Why, for those who look at it later: one line of at most 500 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Of a rollback: the release to go back to. Unset: the one that ran before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u64>,
+}
+
+/// `GET /v1/endpoints`: where the copies of a workload are reached, for routers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EndpointSet {
+    #[serde(flatten)]
+    pub key: WorkloadKey,
+    /// State index at which it last changed.
+    pub generation: u64,
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One copy that requests may be sent to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Endpoint {
+    pub alloc: AllocId,
+    /// `web-0`
+    pub name: String,
+    pub release: u64,
+    pub address: String,
+    /// Host port of each port of the spec.
+    pub ports: BTreeMap<String, u16>,
+    /// Its share among those of the set; 0: nothing for now.
+    pub weight: u32,
+}
+
+/// `POST /v1/endpoints/acks`: a router has taken on all endpoints up to a generation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EndpointAck {
+    /// Names the router among all: 1 to 100 bytes.
+    pub router: String,
+    /// The `index` of the answer it took the endpoints from.
+    pub generation: u64,
 }
 
 /// Answer to scale, restart, stop and remove.

@@ -18,6 +18,7 @@ mod desired;
 mod moves;
 mod rest;
 mod rollout;
+mod silent;
 mod slot;
 
 pub(crate) use aim::{keeps_before, wanted_now};
@@ -72,6 +73,9 @@ pub fn reconcile_with(state: &State, findings: &Findings, now: Timestamp, new_id
             break;
         }
         pass.workload(workload);
+    }
+    if let Some(cluster) = &state.cluster {
+        pass.outcome.plan.cut_to(cluster.version);
     }
     pass.outcome
 }
@@ -142,6 +146,9 @@ impl<'a> Pass<'a> {
         for alloc in beyond.iter().filter(|a| a.run) {
             self.stop(alloc, Reason::StopRequested); // scaled down
         }
+        for (slot, _) in &slots {
+            self.give_up_unknown(slot);
+        }
         let moves = Move { pass: self, workload, aim: &aim, room: [true, true], moving: 0, placed: 0 };
         let placed = moves.slots(&slots, &beyond);
         let Some(deployment) = deployment else { return };
@@ -193,8 +200,10 @@ impl<'a> Pass<'a> {
     /// A copy that routers send requests to is stopped once they know better, or take too long to.
     fn stop(&mut self, alloc: &Alloc, reason: Reason) {
         match alloc.draining_since {
-            None if endpoints::is_routed(self.state, alloc) => self.outcome.plan.drain.push(alloc.id),
-            Some(since) if !endpoints::is_released(self.state, alloc) && self.now < over_at(since, ROUTERS_MAX_WAIT, self.now) => {
+            None if endpoints::is_routed(self.state, alloc, self.now) => self.outcome.plan.drain.push(alloc.id),
+            Some(since)
+                if !endpoints::is_released(self.state, alloc, self.now) && self.now < over_at(since, ROUTERS_MAX_WAIT, self.now) =>
+            {
                 self.wake(since + ROUTERS_MAX_WAIT);
             }
             _ => self.outcome.plan.stop.push((alloc.id, reason)),

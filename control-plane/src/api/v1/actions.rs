@@ -74,7 +74,7 @@ pub(crate) async fn act(ctx: Ctx, body: &[u8], command: Command) -> Result<Respo
     let identity = Identity::of(&ctx, body)?;
     // These start a deployment, or give the one under way another number to reach.
     let follows = match &command {
-        Command::Restart { key, .. } | Command::Scale { key, .. } => Some(key.clone()),
+        Command::Restart { key, .. } | Command::Scale { key, .. } | Command::Steer { key, .. } => Some(key.clone()),
         _ => None,
     };
     let committed = idempotency::commit(&ctx, identity, &query, |_| Ok(command)).await?;

@@ -9,6 +9,7 @@ use optimus_common::protocol::{AllocStatus, NodeFacts, Phase};
 use optimus_common::{AllocId, NodeId, Reason, Span, Timestamp, WorkloadKey};
 
 mod deployments;
+mod endpoints;
 mod nodes;
 mod plan;
 mod reports;
@@ -105,6 +106,7 @@ impl Step<'_> {
             Command::RaiseVersion { to } => self.raise_version(to),
             Command::RemoveServer { id } => self.remove_server(id),
             Command::ForgetServer { id } => self.forget_server(id),
+            Command::AckEndpoints { router, generation } => self.ack_endpoints(router, generation),
             Command::Steer { key, act, why, deployment } => self.steer(key, act, why, deployment),
         }
     }
