@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    agent, cluster, completion, deploy, deployments, dev, events, explain, help, init, logs, nodes, ps, restart, rm, scale, server, status,
-    steer, stop, validate, version,
+    agent, cluster, completion, deploy, deployments, dev, events, explain, help, init, logs, nodes, plan, ps, restart, rm, scale, server,
+    status, steer, stop, validate, version,
 };
 use crate::output::ColorChoice;
 
@@ -62,6 +62,9 @@ pub enum Verb {
     /// Deploy a project file and wait until its copies are ready
     #[command(before_help = deploy::EXAMPLES)]
     Deploy(deploy::Args),
+    /// Show what a deploy would do, where and why
+    #[command(before_help = plan::EXAMPLES)]
+    Plan(plan::Args),
     /// Show the cluster and its workloads
     #[command(before_help = status::EXAMPLES)]
     Status(status::Args),

@@ -64,6 +64,7 @@ fn run(cli: Cli, terminal: Terminal) -> Result<(), Failure> {
 async fn client_verb(global: args::Global, verb: Verb, terminal: Terminal) -> Result<(), Failure> {
     match verb {
         Verb::Deploy(args) => commands::deploy::run(&args, &global, terminal).await,
+        Verb::Plan(args) => commands::plan::run(&args, &global, terminal).await,
         Verb::Status(args) => commands::status::run(&args, &global, terminal).await,
         Verb::Ps(args) => commands::ps::run(&args, &global, terminal).await,
         Verb::Logs(args) => commands::logs::run(&args, &global, terminal).await,

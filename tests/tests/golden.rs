@@ -116,7 +116,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("node_up", Command::NodeUp { node, facts: facts() }),
         ("node_down", Command::NodeDown { node }),
         ("node_certificate", Command::NodeCertificate { node, key_fingerprint: vec![1], expires_at: Timestamp(8) }),
-        ("deploy", Command::Deploy { items: vec![item] }),
+        ("deploy", Command::Deploy { items: vec![item.clone()] }),
         ("restart", Command::Restart { key: key(), deployment }),
         ("scale", Command::Scale { key: key(), copies: 5, deployment }),
         ("stop_workload", Command::StopWorkload { key: key() }),
@@ -129,6 +129,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("remove_server", Command::RemoveServer { id: 7 }),
         ("forget_server", Command::ForgetServer { id: 7 }),
         ("remove_node", Command::RemoveNode { node }),
+        ("deploy_if", Command::DeployIf { items: vec![item.clone()], revision: 41 }),
         ("ack_endpoints", Command::AckEndpoints { router: "edge-1".into(), generation: 300 }),
         ("steer", Command::Steer { key: key(), act: Steering::RollBack { to: Some(1) }, why: Some("slow".into()), deployment }),
     ]
@@ -163,6 +164,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::RemoveNode { .. } => "remove_node",
         Command::Steer { .. } => "steer",
         Command::AckEndpoints { .. } => "ack_endpoints",
+        Command::DeployIf { .. } => "deploy_if",
     }
 }
 

@@ -12,6 +12,7 @@ pub mod help;
 pub mod init;
 pub mod logs;
 pub mod nodes;
+pub mod plan;
 pub mod ps;
 pub mod restart;
 pub mod rm;

@@ -117,6 +117,81 @@ pub struct DeployRequest {
     /// The text it came from, kept with the release for people to read again. At most 256 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Only if no workload of the file changed after this state index (`revision`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
+    /// Only if it would do exactly what a plan said: the plan's `digest`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_plan: Option<String>,
+}
+
+/// `POST /v1/plan`: what a deploy would do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlanAnswer {
+    /// State index it was made from.
+    pub index: u64,
+    /// Names the plan: a deploy with it as `if_plan` does the same, or is refused.
+    pub digest: String,
+    /// It was not played through to its end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut_short: bool,
+    pub workloads: Vec<PlannedWorkload>,
+    /// What was planned, so that the plan can be deployed without the file.
+    pub spec: ProjectSpec,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedWorkload {
+    #[serde(flatten)]
+    pub key: WorkloadKey,
+    /// `create`, `update`, `in_place`, `unchanged`.
+    pub action: String,
+    /// The release that would run.
+    pub release: u64,
+    /// State index of the workload's last change; unset: it would be new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    pub strategy: String,
+    pub changes: Vec<SpecChange>,
+    /// How many copies would come, go, and change as they run.
+    pub placed: u32,
+    pub stopped: u32,
+    pub in_place: u32,
+    /// In their order; at most 1000.
+    pub moves: Vec<PlannedMove>,
+    /// What it would wait for before anything is touched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<ReasonView>,
+    /// Copies that would find no room, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unplaced: Vec<String>,
+}
+
+/// A field of a spec that would be another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SpecChange {
+    /// `update.parallel`
+    pub field: String,
+    /// As JSON; unset: it was not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// A copy that would come, go, or change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedMove {
+    /// `web-0`
+    pub copy: String,
+    /// `place`, `stop`, `in_place`.
+    pub action: String,
+    pub release: u64,
+    pub node: NodeId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -103,6 +103,7 @@ pub fn table() -> &'static [Route] {
             route!(v1::system => openapi, View, Plain),
             route!(v1::system => status, View, Plain),
             route!(v1::deploy => deploy, Deploy, Plain),
+            route!(v1::plan => plan, Deploy, Plain),
             route!(v1::workloads => list_workloads, View, Waits),
             route!(v1::workloads => get_workload, View, Waits),
             route!(v1::workloads => explain_workload, View, Plain),

@@ -3,7 +3,7 @@
 use optimus_core::state::{Command, LEVEL, ServerFacts};
 use serde_json::json;
 
-use crate::support::{Server, start};
+use crate::support::{Server, project, start};
 
 const WEB: &str = "/v1/projects/shop/envs/prod/workloads/web";
 
@@ -54,5 +54,41 @@ async fn before_every_server_understands_it_nothing_is_steered() {
     let server = start().await;
     server.deploy(&["web"]).await;
     server.post(&format!("{WEB}:pause"), &json!({})).await.problem(409, "OPT-1109");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_plan_changes_nothing_and_a_deploy_bound_to_it_does_that_or_refuses() {
+    let server = start_raised().await;
+    let index = server.store.state().index;
+    let plan = server.post("/v1/plan", &project(&["web"])).await.json();
+    assert_eq!((&plan["workloads"][0]["action"], &plan["index"]), (&json!("create"), &json!(index)), "{plan}");
+    assert!(server.store.state().workloads.is_empty());
+    let mut bound = project(&["web"]);
+    bound["if_plan"] = plan["digest"].clone();
+    let answer = server.post("/v1/deploy", &bound).await;
+    assert_eq!(answer.status, 200, "{}", answer.json());
+    // Now it would do something else: nothing.
+    server.post("/v1/deploy", &bound).await.problem(409, "OPT-1109");
+    let revision = server.get(WEB).await.json()["revision"].as_u64().unwrap();
+    let mut bound = project(&["web"]);
+    bound["if_revision"] = json!(revision - 1);
+    server.post("/v1/deploy", &bound).await.problem(409, "OPT-1109");
+    bound["if_revision"] = json!(revision);
+    assert_eq!(server.post("/v1/deploy", &bound).await.status, 200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn routers_read_endpoints_and_say_what_they_took_on() {
+    let server = start_raised().await;
+    server.deploy(&["web"]).await;
+    let page = server.get("/v1/endpoints?project=shop").await.json();
+    assert_eq!((&page["items"][0]["workload"], &page["items"][0]["endpoints"]), (&json!("web"), &json!([])), "{page}");
+    let ack = json!({"router": "edge-1", "generation": page["index"]});
+    assert_eq!(server.post("/v1/endpoints/acks", &ack).await.json()["changed"], true);
+    assert_eq!(server.post("/v1/endpoints/acks", &ack).await.json()["changed"], false);
+    assert_eq!(server.store.state().routers["edge-1"].generation, page["index"].as_u64().unwrap());
+    server.post("/v1/endpoints/acks", &json!({"router": "", "generation": 1})).await.problem(422, "OPT-1001");
     server.stop().await;
 }

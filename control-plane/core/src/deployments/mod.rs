@@ -16,9 +16,11 @@
 
 pub mod analysis;
 mod judge;
+mod plan;
 mod preflight;
 
 pub(crate) use judge::{Survey, Trouble, Verdict, judge};
+pub use plan::{Action, DeployPlan, LOOKS_MAX, Planned, Planning, What, plan_deploy};
 pub use preflight::{Findings, preflight};
 
 use optimus_common::Span;

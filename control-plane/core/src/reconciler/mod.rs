@@ -26,7 +26,7 @@ pub use desired::{desired_allocs, desired_for};
 
 use std::collections::BTreeMap;
 
-use optimus_common::{AllocId, Reason, Span, Timestamp};
+use optimus_common::{AllocId, Reason, Span, Timestamp, WorkloadKey};
 
 use crate::deployments::{Findings, ROUTERS_MAX_WAIT, Verdict, preflight};
 use crate::endpoints;
@@ -76,6 +76,19 @@ pub fn reconcile_with(state: &State, findings: &Findings, now: Timestamp, new_id
     }
     if let Some(cluster) = &state.cluster {
         pass.outcome.plan.cut_to(cluster.version);
+    }
+    pass.outcome
+}
+
+/// [`reconcile`] of some workloads only. For those who want to know what would become of them.
+pub fn reconcile_some(state: &State, keys: &[WorkloadKey], now: Timestamp, new_id: &mut dyn FnMut() -> AllocId) -> Outcome {
+    let findings = Findings::default();
+    let mut pass = Pass { state, findings: &findings, now, new_id, view: None, outcome: Outcome::default() };
+    for workload in keys.iter().filter_map(|key| state.workload(key)) {
+        if pass.is_full() {
+            break;
+        }
+        pass.workload(workload);
     }
     pass.outcome
 }

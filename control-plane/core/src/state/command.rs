@@ -127,6 +127,11 @@ pub enum Command {
         /// Id of the deployment it starts, if it starts one.
         deployment: DeploymentId,
     },
+    /// [`Command::Deploy`], if none of the workloads changed after a revision.
+    DeployIf {
+        items: Vec<DeployItem>,
+        revision: u64,
+    },
     /// A router has taken on all endpoints up to a generation.
     AckEndpoints {
         router: String,
@@ -159,7 +164,7 @@ impl Command {
     /// The cluster version from which on every server decodes this command; before it, none may propose it.
     pub fn level(&self) -> u32 {
         match self {
-            Command::Steer { .. } | Command::AckEndpoints { .. } => 3,
+            Command::Steer { .. } | Command::AckEndpoints { .. } | Command::DeployIf { .. } => 3,
             Command::Plan(plan) => plan.level(),
             Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
             _ => 1,
@@ -337,6 +342,8 @@ pub enum Refusal {
     LastServer(u64),
     #[error("workload {key} has no deployment this could be done to: {why}")]
     CannotSteer { key: WorkloadKey, why: String },
+    #[error("workload {key} changed at revision {now}, after revision {expected}; plan again")]
+    ChangedSince { key: WorkloadKey, expected: u64, now: u64 },
     #[error("workload {key} has no release {release}; releases are kept for a while only")]
     NoSuchRelease { key: WorkloadKey, release: u64 },
     #[error("the cluster is at version {cluster}; this needs {needed}: upgrade the remaining servers first")]

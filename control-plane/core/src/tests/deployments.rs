@@ -643,3 +643,54 @@ fn a_flagged_copy_moves_after_its_replacement_is_ready() {
     assert!(copies.iter().all(|a| a.id != moved.id) && copies[0].node != moved.node);
     assert!(world.state.failures.is_empty(), "it is no failure");
 }
+
+#[test]
+fn a_plan_tells_what_a_deploy_then_does() {
+    use crate::deployments::{Action, What, plan_deploy};
+    for update in [rolling(1), rolling(3), canary(), blue_green(), Update { auto_promote: true, ..canary() }] {
+        let mut world = World::new(2);
+        world.deploy("web", v(1, 4, update.clone()));
+        world.run(3);
+        let item = |spec| DeployItem { key: key("web"), spec: Arc::new(spec), source: None, deployment: DeploymentId(id(5)) };
+        let before = world.state.clone();
+        let plan = plan_deploy(&world.state, vec![item(v(2, 4, update.clone()))], world.now).unwrap();
+        assert_eq!(before, world.state, "nothing happened");
+        let planned = &plan.workloads[0];
+        assert_eq!((plan.cut_short, planned.action, planned.release), (false, Action::Update, 2));
+        world.deploy("web", v(2, 4, update.clone()));
+        world.run(30);
+        let placed: Vec<(u32, NodeId)> =
+            planned.moves.iter().filter(|m| m.what == What::Place && m.release == 2).map(|m| (m.slot, m.node)).collect();
+        let mut found: Vec<(u32, NodeId)> = world.copies("web").iter().filter(|a| a.release == 2).map(|a| (a.index, a.node)).collect();
+        found.sort();
+        let mut expected = placed;
+        expected.sort();
+        assert_eq!(found, expected, "{update:?}");
+        // The same again is nothing, and a label needs no new copy.
+        let item = |spec| DeployItem { key: key("web"), spec: Arc::new(spec), source: None, deployment: DeploymentId(id(6)) };
+        world.steer("web", Steering::Promote);
+        world.run(30);
+        let plan = plan_deploy(&world.state, vec![item(v(2, 4, update.clone()))], world.now).unwrap();
+        assert_eq!((plan.workloads[0].action, plan.workloads[0].moves.len()), (Action::Unchanged, 0));
+        let mut labelled = v(2, 4, update.clone());
+        labelled.labels.insert("a".into(), "b".into());
+        let plan = plan_deploy(&world.state, vec![item(labelled)], world.now).unwrap();
+        assert_eq!((plan.workloads[0].action, plan.workloads[0].moves.len()), (Action::InPlace, 4));
+    }
+}
+
+#[test]
+fn a_deploy_bound_to_a_revision_refuses_when_the_workload_moved_on() {
+    let mut world = World::new(1);
+    world.deploy("web", v(1, 1, rolling(1)));
+    world.run(3);
+    let revision = world.state.workload(&key("web")).unwrap().revision;
+    let bound = |world: &mut World, n, revision| {
+        let deployment = DeploymentId(world.next_id());
+        let items = vec![DeployItem { key: key("web"), spec: Arc::new(v(n, 1, rolling(1))), source: None, deployment }];
+        world.apply(Command::DeployIf { items, revision })
+    };
+    assert!(matches!(bound(&mut world, 2, revision - 1), Applied::Refused(Refusal::ChangedSince { .. })));
+    assert!(matches!(bound(&mut world, 2, revision), Applied::Deployed { .. }));
+    assert!(matches!(bound(&mut world, 3, revision), Applied::Refused(Refusal::ChangedSince { .. })));
+}

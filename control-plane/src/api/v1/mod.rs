@@ -9,6 +9,7 @@ pub(crate) mod endpoints;
 pub(crate) mod events;
 pub(crate) mod export;
 pub(crate) mod nodes;
+pub(crate) mod plan;
 pub(crate) mod steering;
 pub(crate) mod system;
 pub(crate) mod tokens;

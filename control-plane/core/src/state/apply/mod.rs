@@ -95,6 +95,7 @@ impl Step<'_> {
             Command::RemoveNode { node } => self.remove_node(node),
             Command::NodeCertificate { node, key_fingerprint, expires_at } => self.node_certificate(node, key_fingerprint, expires_at),
             Command::Deploy { items } => self.deploy(items),
+            Command::DeployIf { items, revision } => self.deploy_if(items, revision),
             Command::Restart { key, deployment } => self.restart(key, deployment),
             Command::Scale { key, copies, deployment } => self.scale(key, copies, deployment),
             Command::StopWorkload { key } => self.stop_workload(key),
