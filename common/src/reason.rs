@@ -166,6 +166,7 @@ pub enum Reason {
     /// It failed, and the release before is no other.
     NothingToGoBackTo {
         release: u64,
+        #[schema(no_recursion)]
         last: Box<Reason>,
     },
     /// Somebody called it off.

@@ -116,7 +116,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("node_up", Command::NodeUp { node, facts: facts() }),
         ("node_down", Command::NodeDown { node }),
         ("node_certificate", Command::NodeCertificate { node, key_fingerprint: vec![1], expires_at: Timestamp(8) }),
-        ("deploy", Command::Deploy { items: vec![item] }),
+        ("deploy", Command::Deploy { items: vec![item.clone()] }),
         ("restart", Command::Restart { key: key(), deployment }),
         ("scale", Command::Scale { key: key(), copies: 5, deployment }),
         ("stop_workload", Command::StopWorkload { key: key() }),
@@ -135,6 +135,8 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("step_rotation", Command::StepRotation { number: 1, from: RotationPhase::Announce }),
         ("member_ca", Command::MemberCa { member: Member::Node(node), trusted: 1, signer: 0 }),
         ("member_clock", Command::MemberClock { member: Member::Server(7), skew_ms: Some(-14_000) }),
+        ("deploy_if", Command::DeployIf { items: vec![item.clone()], revision: 41 }),
+        ("ack_endpoints", Command::AckEndpoints { router: "edge-1".into(), generation: 300 }),
         ("steer", Command::Steer { key: key(), act: Steering::RollBack { to: Some(1) }, why: Some("slow".into()), deployment }),
     ]
 }
@@ -173,6 +175,8 @@ fn name_of(command: &Command) -> &'static str {
         Command::MemberCa { .. } => "member_ca",
         Command::MemberClock { .. } => "member_clock",
         Command::Steer { .. } => "steer",
+        Command::AckEndpoints { .. } => "ack_endpoints",
+        Command::DeployIf { .. } => "deploy_if",
     }
 }
 

@@ -117,6 +117,81 @@ pub struct DeployRequest {
     /// The text it came from, kept with the release for people to read again. At most 256 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Only if no workload of the file changed after this state index (`revision`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
+    /// Only if it would do exactly what a plan said: the plan's `digest`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_plan: Option<String>,
+}
+
+/// `POST /v1/plan`: what a deploy would do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlanAnswer {
+    /// State index it was made from.
+    pub index: u64,
+    /// Names the plan: a deploy with it as `if_plan` does the same, or is refused.
+    pub digest: String,
+    /// It was not played through to its end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut_short: bool,
+    pub workloads: Vec<PlannedWorkload>,
+    /// What was planned, so that the plan can be deployed without the file.
+    pub spec: ProjectSpec,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedWorkload {
+    #[serde(flatten)]
+    pub key: WorkloadKey,
+    /// `create`, `update`, `in_place`, `unchanged`.
+    pub action: String,
+    /// The release that would run.
+    pub release: u64,
+    /// State index of the workload's last change; unset: it would be new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    pub strategy: String,
+    pub changes: Vec<SpecChange>,
+    /// How many copies would come, go, and change as they run.
+    pub placed: u32,
+    pub stopped: u32,
+    pub in_place: u32,
+    /// In their order; at most 1000.
+    pub moves: Vec<PlannedMove>,
+    /// What it would wait for before anything is touched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<ReasonView>,
+    /// Copies that would find no room, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unplaced: Vec<String>,
+}
+
+/// A field of a spec that would be another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SpecChange {
+    /// `update.parallel`
+    pub field: String,
+    /// As JSON; unset: it was not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// A copy that would come, go, or change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedMove {
+    /// `web-0`
+    pub copy: String,
+    /// `place`, `stop`, `in_place`.
+    pub action: String,
+    pub release: u64,
+    pub node: NodeId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -274,6 +349,18 @@ pub struct Deployment {
     pub promoted: bool,
 }
 
+impl Deployment {
+    /// Nothing more happens by itself: it has ended, or waits for a person.
+    pub fn is_at_rest(&self) -> bool {
+        self.phase.is_final() || self.paused || self.awaits_promotion()
+    }
+
+    /// It proved itself and waits for somebody to promote it.
+    pub fn awaits_promotion(&self) -> bool {
+        self.phase == DeploymentPhase::Promoting && !self.promoted
+    }
+}
+
 /// One step of a canary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeploymentStepView {
@@ -391,6 +478,50 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ScaleRequest {
     pub copies: u32,
+}
+
+/// `POST .../workloads/{name}:promote`, `:pause`, `:resume`, `:abort`, `:retry`, `:rollback`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SteerRequest {
+    /// Why, for those who look at it later: one line of at most 500 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Of a rollback: the release to go back to. Unset: the one that ran before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u64>,
+}
+
+/// `GET /v1/endpoints`: where the copies of a workload are reached, for routers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EndpointSet {
+    #[serde(flatten)]
+    pub key: WorkloadKey,
+    /// State index at which it last changed.
+    pub generation: u64,
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One copy that requests may be sent to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Endpoint {
+    pub alloc: AllocId,
+    /// `web-0`
+    pub name: String,
+    pub release: u64,
+    pub address: String,
+    /// Host port of each port of the spec.
+    pub ports: BTreeMap<String, u16>,
+    /// Its share among those of the set; 0: nothing for now.
+    pub weight: u32,
+}
+
+/// `POST /v1/endpoints/acks`: a router has taken on all endpoints up to a generation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EndpointAck {
+    /// Names the router among all: 1 to 100 bytes.
+    pub router: String,
+    /// The `index` of the answer it took the endpoints from.
+    pub generation: u64,
 }
 
 /// Answer to scale, restart, stop and remove.

@@ -59,9 +59,6 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
         if spec.update.release.is_some() {
             add("release_command", "a release command");
         }
-        if spec.disconnect.is_some() {
-            add("disconnect", "keeping copies of a silent node");
-        }
         if spec.schedule.is_some() {
             add("schedule", "a schedule");
         }

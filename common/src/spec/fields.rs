@@ -93,10 +93,10 @@ fields! {
         "Runs once per deployment, on one node, before the first copy of the new release starts. If it fails, so does the deployment, and nothing else was touched.";
     "release_command.run", "a command line, or a list of strings", "none", "release_command = { run = \"./migrate\", timeout = \"1h\" }", false, "What to run.";
     "release_command.timeout", "a duration, at most 24h", "10m", "release_command = { run = \"./migrate\", timeout = \"1h\" }", false, "Longest time it may take.";
-    "disconnect", "a table", "none: copies of a silent node are lost at once", "disconnect = { lost_after = \"10m\" }", false,
+    "disconnect", "a table", "none: copies of a silent node are lost at once", "disconnect = { lost_after = \"10m\" }", true,
         "What happens to copies on a node that does not answer. They are replaced at once; so long they may take up their place again.";
-    "disconnect.lost_after", "a duration", "required", "disconnect = { lost_after = \"10m\" }", false, "From then on such a copy is lost: it stops when its node is back.";
-    "disconnect.keep", "\"original\" or \"newest\"", "original", "disconnect = { lost_after = \"10m\", keep = \"newest\" }", false, "Which of two copies stays when the node is back. An original of an older release, or one that is not well, always gives way.";
+    "disconnect.lost_after", "a duration", "required", "disconnect = { lost_after = \"10m\" }", true, "From then on such a copy is lost: it stops when its node is back.";
+    "disconnect.keep", "\"original\" or \"newest\"", "original", "disconnect = { lost_after = \"10m\", keep = \"newest\" }", true, "Which of two copies stays when the node is back. An original of an older release, or one that is not well, always gives way.";
     "logs", "a table", "see its fields", "logs = { size = \"64M\" }", true, "What is kept of a copy's output on its node.";
     "logs.size", "a size, at least 64K", "32M", "logs = { size = \"64M\" }", true, "Budget of one copy; the oldest goes first.";
     "secrets", "a list of names", "none", "secrets = [\"DATABASE_URL\"]", false, "Secrets given to the process as environment variables.";

@@ -216,6 +216,7 @@ impl From<Refusal> for ApiError {
             Refusal::NoSuchServer(_) => ApiError::not_found(detail),
             Refusal::BeingRemoved(_)
             | Refusal::CannotSteer { .. }
+            | Refusal::ChangedSince { .. }
             | Refusal::TooMany { .. }
             | Refusal::ClusterExists
             | Refusal::TooOld { .. }

@@ -37,6 +37,8 @@ pub enum Permission {
     Restart,
     Stop,
     Remove,
+    /// Say, as a router, which endpoints it has taken on.
+    Route,
     /// Read what workloads print, which may hold anything.
     Logs,
     /// Look at the hosts.
@@ -56,7 +58,7 @@ pub enum Permission {
 }
 
 impl Permission {
-    pub const ALL: [Permission; 16] = [
+    pub const ALL: [Permission; 17] = [
         Permission::Public,
         Permission::View,
         Permission::Deploy,
@@ -64,6 +66,7 @@ impl Permission {
         Permission::Restart,
         Permission::Stop,
         Permission::Remove,
+        Permission::Route,
         Permission::Logs,
         Permission::Nodes,
         Permission::NodesAdmin,
@@ -84,6 +87,7 @@ impl Permission {
             Permission::Restart => "restart",
             Permission::Stop => "stop",
             Permission::Remove => "remove",
+            Permission::Route => "route",
             Permission::Logs => "logs",
             Permission::Nodes => "nodes",
             Permission::NodesAdmin => "nodes:admin",

@@ -7,5 +7,6 @@ mod changes;
 mod cluster;
 mod errors;
 mod reads;
+mod steering;
 mod streams;
 mod support;

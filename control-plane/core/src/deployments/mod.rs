@@ -16,13 +16,15 @@
 
 pub mod analysis;
 mod judge;
+mod plan;
 mod preflight;
 
 pub(crate) use judge::{Survey, Trouble, Verdict, judge};
+pub use plan::{Action, DeployPlan, LOOKS_MAX, Planned, Planning, What, plan_deploy};
 pub use preflight::{Findings, preflight};
 
+use optimus_common::Span;
 use optimus_common::spec::{Strategy, WorkloadSpec};
-use optimus_common::{Bytes, Millicores, Span};
 
 use crate::state::{Deployment, Release, State};
 
@@ -35,7 +37,7 @@ pub const RELAPSES_MAX: u32 = 3;
 pub const ROUTERS_MAX_WAIT: Span = Span::secs(2);
 
 /// Whether a copy that runs by `old` must be started anew to run by `new`. What is left aside here takes effect
-/// without: numbers and waits that only the control plane reads, labels, and limits that the agent changes live.
+/// without: numbers and waits that only the control plane reads, and labels. Limits are part of how a copy is started.
 pub fn needs_restart(old: &WorkloadSpec, new: &WorkloadSpec) -> bool {
     let plain = |spec: &WorkloadSpec| {
         let mut spec = spec.clone();
@@ -43,9 +45,6 @@ pub fn needs_restart(old: &WorkloadSpec, new: &WorkloadSpec) -> bool {
         spec.labels.clear();
         spec.update = optimus_common::spec::Update::default();
         spec.disconnect = None;
-        spec.resources.cpu = Millicores(0);
-        spec.resources.memory_request = Bytes(0);
-        spec.resources.memory_limit = Bytes(0);
         spec
     };
     plain(old) != plain(new)

@@ -18,6 +18,7 @@ mod desired;
 mod moves;
 mod rest;
 mod rollout;
+mod silent;
 mod slot;
 
 pub(crate) use aim::{keeps_before, wanted_now};
@@ -25,7 +26,7 @@ pub use desired::{desired_allocs, desired_for};
 
 use std::collections::BTreeMap;
 
-use optimus_common::{AllocId, Reason, Span, Timestamp};
+use optimus_common::{AllocId, Reason, Span, Timestamp, WorkloadKey};
 
 use crate::deployments::{Findings, ROUTERS_MAX_WAIT, Verdict, preflight};
 use crate::endpoints;
@@ -69,6 +70,22 @@ pub fn reconcile_with(state: &State, findings: &Findings, now: Timestamp, new_id
         }
         if pass.is_full() {
             pass.wake(now);
+            break;
+        }
+        pass.workload(workload);
+    }
+    if let Some(cluster) = &state.cluster {
+        pass.outcome.plan.cut_to(cluster.version);
+    }
+    pass.outcome
+}
+
+/// [`reconcile`] of some workloads only. For those who want to know what would become of them.
+pub fn reconcile_some(state: &State, keys: &[WorkloadKey], now: Timestamp, new_id: &mut dyn FnMut() -> AllocId) -> Outcome {
+    let findings = Findings::default();
+    let mut pass = Pass { state, findings: &findings, now, new_id, view: None, outcome: Outcome::default() };
+    for workload in keys.iter().filter_map(|key| state.workload(key)) {
+        if pass.is_full() {
             break;
         }
         pass.workload(workload);
@@ -142,6 +159,9 @@ impl<'a> Pass<'a> {
         for alloc in beyond.iter().filter(|a| a.run) {
             self.stop(alloc, Reason::StopRequested); // scaled down
         }
+        for (slot, _) in &slots {
+            self.give_up_unknown(slot);
+        }
         let moves = Move { pass: self, workload, aim: &aim, room: [true, true], moving: 0, placed: 0 };
         let placed = moves.slots(&slots, &beyond);
         let Some(deployment) = deployment else { return };
@@ -193,8 +213,10 @@ impl<'a> Pass<'a> {
     /// A copy that routers send requests to is stopped once they know better, or take too long to.
     fn stop(&mut self, alloc: &Alloc, reason: Reason) {
         match alloc.draining_since {
-            None if endpoints::is_routed(self.state, alloc) => self.outcome.plan.drain.push(alloc.id),
-            Some(since) if !endpoints::is_released(self.state, alloc) && self.now < over_at(since, ROUTERS_MAX_WAIT, self.now) => {
+            None if endpoints::is_routed(self.state, alloc, self.now) => self.outcome.plan.drain.push(alloc.id),
+            Some(since)
+                if !endpoints::is_released(self.state, alloc, self.now) && self.now < over_at(since, ROUTERS_MAX_WAIT, self.now) =>
+            {
                 self.wake(since + ROUTERS_MAX_WAIT);
             }
             _ => self.outcome.plan.stop.push((alloc.id, reason)),

@@ -6,6 +6,7 @@ use optimus_common::protocol::Phase;
 use optimus_common::{NodeId, Reason};
 
 use super::aim::Aim;
+use super::silent::is_unknown;
 use super::slot::{Slot, Stage, answers};
 use super::{Pass, retry_at};
 use crate::deployments::may_adopt;
@@ -48,7 +49,7 @@ impl Move<'_, '_> {
             match stage {
                 Stage::Settled { keep } => {
                     for alloc in slot.next.iter().chain(&slot.current).filter(|a| a.id != keep.id) {
-                        self.stop_replaced(alloc);
+                        self.stop_settled(alloc);
                     }
                 }
                 Stage::Starting { counts_at } => {
@@ -148,7 +149,7 @@ impl Move<'_, '_> {
             match stage {
                 Stage::Settled { keep } => {
                     for alloc in slot.next.iter().chain(&moved).filter(|a| a.id != keep.id) {
-                        self.stop_replaced(alloc);
+                        self.stop_settled(alloc);
                     }
                 }
                 Stage::Starting { .. } => {}
@@ -172,6 +173,13 @@ impl Move<'_, '_> {
             for alloc in &leaving {
                 self.stop_replaced(alloc);
             }
+        }
+    }
+
+    /// Another copy has the slot. One of the same release that is only cut off may have it again.
+    fn stop_settled(&mut self, alloc: &Alloc) {
+        if alloc.release != self.aim.target.number || !is_unknown(self.pass.state, alloc) {
+            self.stop_replaced(alloc);
         }
     }
 

@@ -8,6 +8,7 @@ use optimus_common::protocol::Phase;
 use optimus_common::spec::{Strategy, Update};
 
 use super::aim::Aim;
+use super::silent;
 use super::slot::{Slot, Stage, answers};
 use crate::deployments::{self, Findings, RESTARTS_MAX, Survey, Trouble, Verdict};
 use crate::scheduler;
@@ -54,7 +55,7 @@ impl Rollout<'_> {
             lacks: self.lacks.clone(),
             hopeless: self.hopeless(),
             traffic: self.findings.traffic.get(&self.deployment.id),
-            routed: crate::endpoints::acknowledged(self.state, &self.workload.key),
+            routed: crate::endpoints::acknowledged(self.state, &self.workload.key, self.now),
             trouble: &|| self.worst(),
         };
         deployments::judge(self.deployment, &update.unwrap_or_else(Update::default), &survey, self.now)
@@ -68,10 +69,13 @@ impl Rollout<'_> {
     /// A copy that should not be there is not even told to stop.
     fn others_run(&self) -> bool {
         let kept = |stage: &Stage, alloc: &Alloc| matches!(stage, Stage::Settled { keep } if keep.id == alloc.id);
+        let target = self.aim.target.number;
+        let unknown =
+            |stage: &Stage, a: &Alloc| matches!(stage, Stage::Settled { .. }) && a.release == target && silent::is_unknown(self.state, a);
         self.beyond.iter().any(|a| a.run)
             || self.slots.iter().any(|(slot, stage)| {
                 let mut here = slot.next.iter().chain(&slot.current).chain(&slot.draining);
-                here.any(|a| !kept(stage, a) || slot.index >= self.workload.copies)
+                here.any(|a| (!kept(stage, a) && !unknown(stage, a)) || slot.index >= self.workload.copies)
             })
     }
 

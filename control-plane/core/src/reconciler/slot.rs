@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use optimus_common::{Span, Timestamp};
 
+use super::silent::{Returned, returned};
 use crate::state::{Alloc, State, Workload};
 
 /// The copies of one index. At rest it holds one; while it moves to another release, or away from a lost node, two.
@@ -58,6 +59,11 @@ pub(super) fn slots(state: &State, workload: &Workload, count: u32) -> (Vec<Slot
 
 impl Slot {
     pub fn stage(&self, state: &State, now: Timestamp, min_ready: Span) -> Stage {
+        match returned(state, &self.next, now) {
+            Returned::Stays(original) => return Stage::Settled { keep: original.clone() },
+            Returned::NotYet(at) => return Stage::Starting { counts_at: Some(at) },
+            Returned::No => {}
+        }
         let mut counts_at = None;
         let mut on_its_way = false;
         // The newest first: with a lost node back, what replaced its copy stays.

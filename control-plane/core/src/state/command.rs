@@ -160,6 +160,16 @@ pub enum Command {
         /// Id of the deployment it starts, if it starts one.
         deployment: DeploymentId,
     },
+    /// [`Command::Deploy`], if none of the workloads changed after a revision.
+    DeployIf {
+        items: Vec<DeployItem>,
+        revision: u64,
+    },
+    /// A router has taken on all endpoints up to a generation.
+    AckEndpoints {
+        router: String,
+        generation: u64,
+    },
 }
 
 /// What a person may ask of a workload's newest deployment.
@@ -187,7 +197,8 @@ impl Command {
     /// The cluster version from which on every server decodes this command; before it, none may propose it.
     pub fn level(&self) -> u32 {
         match self {
-            Command::Steer { .. } => 3,
+            Command::Steer { .. } | Command::AckEndpoints { .. } | Command::DeployIf { .. } => 3,
+            Command::Plan(plan) => plan.level(),
             Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
             Command::RotateCa { .. } | Command::AbortRotation { .. } | Command::ForceRotation | Command::StepRotation { .. } => 3,
             Command::MemberCa { .. } | Command::MemberClock { .. } => 3,
@@ -240,7 +251,33 @@ pub struct Plan {
     pub migrate: Vec<AllocId>,
 }
 
+impl DeploymentStep {
+    /// As [`Command::level`].
+    pub fn level(&self) -> u32 {
+        match self {
+            DeploymentStep::Enter { .. } | DeploymentStep::Promote { .. } => 3,
+            _ => 1,
+        }
+    }
+}
+
 impl Plan {
+    /// As [`Command::level`]: a field that an older server does not know would be lost there.
+    pub fn level(&self) -> u32 {
+        let new = !self.adopt.is_empty() || !self.drain.is_empty() || !self.migrate.is_empty();
+        if new { 3 } else { self.deployments.iter().map(DeploymentStep::level).max().unwrap_or(1) }
+    }
+
+    /// Leaves out what servers at `version` would not understand; it is decided again once they all do.
+    pub fn cut_to(&mut self, version: u32) {
+        if version < 3 {
+            self.adopt.clear();
+            self.drain.clear();
+            self.migrate.clear();
+            self.deployments.retain(|step| step.level() <= version);
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self == &Plan::default()
     }
@@ -340,6 +377,8 @@ pub enum Refusal {
     LastServer(u64),
     #[error("workload {key} has no deployment this could be done to: {why}")]
     CannotSteer { key: WorkloadKey, why: String },
+    #[error("workload {key} changed at revision {now}, after revision {expected}; plan again")]
+    ChangedSince { key: WorkloadKey, expected: u64, now: u64 },
     #[error("workload {key} has no release {release}; releases are kept for a while only")]
     NoSuchRelease { key: WorkloadKey, release: u64 },
     #[error("the cluster is at version {cluster}; this needs {needed}: upgrade the remaining servers first")]

@@ -37,6 +37,12 @@ pub struct State {
     /// Slots whose copies could not run where they were placed, until one is ready.
     #[serde(default)]
     pub failures: OrdMap<(WorkloadKey, u32), SlotFailures>,
+    /// At which index the endpoints of a workload last changed: their generation.
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
+    pub routes: OrdMap<WorkloadKey, u64>,
+    /// Who routes requests, by name.
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
+    pub routers: OrdMap<String, RouterRow>,
     /// Derived from the tables, rebuilt when a snapshot is read.
     #[serde(skip)]
     pub(crate) indexes: super::indexes::Indexes,
@@ -51,6 +57,8 @@ pub const DEPLOYMENTS_KEPT: usize = 20;
 pub const TOKENS_MAX: usize = 1000;
 /// Servers the state accepts: 5 voters, and their replacements while they change places.
 pub const SERVERS_MAX: usize = 16;
+/// Routers that say what they have taken on.
+pub const ROUTERS_MAX: usize = 256;
 pub const NODES_MAX: usize = 10_000;
 pub const WORKLOADS_MAX: usize = 100_000;
 pub const COPIES_MAX: u32 = 10_000;
@@ -268,6 +276,14 @@ pub struct Deployment {
 
 fn rolling() -> Strategy {
     Strategy::Rolling
+}
+
+/// One that sends requests to copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouterRow {
+    /// It has taken on all endpoints up to this index.
+    pub generation: u64,
+    pub heard_at: Timestamp,
 }
 
 /// Somebody paused a deployment.

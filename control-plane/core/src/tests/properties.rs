@@ -5,21 +5,39 @@ use proptest::prelude::{Strategy as Generates, *};
 use super::{Behaviour, World, changed, facts, id, key};
 use crate::state::*;
 use crate::{reconciler, scheduler};
-use optimus_common::spec::{Amount, CanaryStep, Strategy, Update};
+use optimus_common::spec::{Amount, CanaryStep, Disconnect, Keep, Strategy, Update};
 use optimus_common::{AllocId, DeploymentId, Millicores, NodeId, Span};
 
 /// What users and the world may do.
 #[derive(Debug, Clone)]
 pub(super) enum Act {
-    Deploy { workload: u8, copies: u8, cpu: u16, version: u8, fixed: bool, way: u8 },
-    Scale { workload: u8, copies: u8 },
+    Deploy {
+        workload: u8,
+        copies: u8,
+        cpu: u16,
+        version: u8,
+        fixed: bool,
+        way: u8,
+    },
+    Scale {
+        workload: u8,
+        copies: u8,
+    },
     Restart(u8),
     Stop(u8),
     Remove(u8),
-    Steer { workload: u8, how: u8 },
+    Steer {
+        workload: u8,
+        how: u8,
+    },
     NodeDown(u8),
+    /// A router has taken on all but the last so many generations.
+    Ack(u8),
     NodeUp(u8),
-    Behave { release: u8, how: u8 },
+    Behave {
+        release: u8,
+        how: u8,
+    },
     Pass(u8),
 }
 
@@ -34,6 +52,7 @@ pub(super) fn act() -> impl Generates<Value = Act> {
         w.clone().prop_map(Act::Stop),
         w.prop_map(Act::Remove),
         (0u8..3).prop_map(Act::NodeDown),
+        (0u8..40).prop_map(Act::Ack),
         (0u8..3).prop_map(Act::NodeUp),
         (1u8..5, 0u8..4).prop_map(|(release, how)| Act::Behave { release, how }),
         (0u8..20).prop_map(Act::Pass),
@@ -53,6 +72,8 @@ pub(super) fn perform(world: &mut World, act: &Act) {
                 spec.ports[0].fixed = Some(80);
             }
             set_way(&mut spec.update, *way);
+            let keep = if *way % 2 == 0 { Keep::Original } else { Keep::Newest };
+            spec.disconnect = (*way > 7).then_some(Disconnect { lost_after: Span::secs(10), keep });
             world.deploy(&name(workload), spec);
         }
         Act::Steer { workload, how } => {
@@ -79,6 +100,10 @@ pub(super) fn perform(world: &mut World, act: &Act) {
         Act::Stop(workload) => drop(world.apply(Command::StopWorkload { key: key(&name(workload)) })),
         Act::Remove(workload) => drop(world.apply(Command::RemoveWorkload { key: key(&name(workload)) })),
         Act::NodeDown(n) => drop(world.apply(Command::NodeDown { node: NodeId(id(100 + u128::from(*n))) })),
+        Act::Ack(behind) => {
+            let generation = world.state.index.saturating_sub(u64::from(*behind));
+            world.apply(Command::AckEndpoints { router: "edge".into(), generation });
+        }
         Act::NodeUp(n) => {
             let facts = facts(&format!("host-{n}"));
             world.apply(Command::NodeUp { node: NodeId(id(100 + u128::from(*n))), facts });

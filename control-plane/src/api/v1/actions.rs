@@ -71,7 +71,7 @@ pub(crate) async fn no_body(ctx: &mut Ctx) -> Result<Vec<u8>, ApiError> {
 
 pub(crate) async fn act(ctx: Ctx, body: &[u8], command: Command) -> Result<Response, ApiError> {
     let follows = match &command {
-        Command::Restart { key, .. } | Command::Scale { key, .. } => Some(key.clone()),
+        Command::Restart { key, .. } | Command::Scale { key, .. } | Command::Steer { key, .. } => Some(key.clone()),
         _ => None,
     };
     commit(ctx, body, follows, |_| Ok(command)).await

@@ -83,7 +83,9 @@ impl Step<'_> {
         if reason.is_some() {
             row.reason = reason.clone();
         }
-        let (subject, release) = (row.key.to_string(), row.release);
+        let (key, release) = (row.key.clone(), row.release);
+        let subject = key.to_string();
+        self.rerouted(&key);
         let message = match phase {
             DeploymentPhase::Succeeded => format!("release {release} is deployed"),
             DeploymentPhase::Failed => format!("release {release} failed"),
@@ -193,6 +195,9 @@ impl Step<'_> {
             row.progress_at = at;
         }
         let (subject, release) = (row.key.to_string(), row.release);
+        if weight != old.weight {
+            self.rerouted(&old.key);
+        }
         if weight != old.weight
             && let Some(weight) = weight
         {
@@ -212,6 +217,7 @@ impl Step<'_> {
         }
         row.weight = row.weight.filter(|_| row.strategy == Strategy::BlueGreen);
         let (subject, release) = (row.key.to_string(), row.release);
+        self.rerouted(&old.key);
         self.event(EventKind::DeploymentPromoted, &subject, &format!("release {release} was promoted"), None);
     }
 

@@ -10,6 +10,7 @@ use optimus_common::{AllocId, NodeId, Reason, Span, Timestamp, WorkloadKey};
 
 mod authority;
 mod deployments;
+mod endpoints;
 mod nodes;
 mod plan;
 mod reports;
@@ -103,6 +104,7 @@ impl Step<'_> {
             Command::RemoveNode { node } => self.remove_node(node),
             Command::NodeCertificate { node, key_fingerprint, expires_at } => self.node_certificate(node, key_fingerprint, expires_at),
             Command::Deploy { items } => self.deploy(items),
+            Command::DeployIf { items, revision } => self.deploy_if(items, revision),
             Command::Restart { key, deployment } => self.restart(key, deployment),
             Command::Scale { key, copies, deployment } => self.scale(key, copies, deployment),
             Command::StopWorkload { key } => self.stop_workload(key),
@@ -122,6 +124,7 @@ impl Step<'_> {
             Command::StepRotation { number, from } => self.step_rotation(number, from),
             Command::MemberCa { member, trusted, signer } => self.member_ca(member, trusted, signer),
             Command::MemberClock { member, skew_ms } => self.member_clock(member, skew_ms),
+            Command::AckEndpoints { router, generation } => self.ack_endpoints(router, generation),
             Command::Steer { key, act, why, deployment } => self.steer(key, act, why, deployment),
         }
     }

@@ -81,6 +81,7 @@ impl Step<'_> {
             row.up = true;
             row.changed_at = self.at;
             self.event(EventKind::NodeUp, &format!("node/{name}"), "node is up", None);
+            self.rerouted_on(node);
         }
         self.done()
     }
@@ -96,11 +97,13 @@ impl Step<'_> {
         let name = row.facts.name.clone();
         let reason = Reason::NodeDown { node: name.clone(), since: self.at };
         self.event(EventKind::NodeDown, &format!("node/{name}"), "node is not answering", Some(reason));
+        self.rerouted_on(node);
         self.done()
     }
 
     /// The row is what a node is known by, so without it nobody lets the node in.
     pub(super) fn remove_node(&mut self, node: NodeId) -> Applied {
+        self.rerouted_on(node);
         let Some(row) = self.state.nodes.remove(&node) else { return Applied::Refused(Refusal::NoSuchNode(node)) };
         let copies: Vec<_> = self.state.allocs_on(node).map(|a| a.id).collect();
         let message = format!("node removed; {} of its copies count as gone", copies.len());

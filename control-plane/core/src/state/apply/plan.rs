@@ -17,12 +17,16 @@ impl Step<'_> {
         }
         for id in drain {
             let (at, index) = (self.at, self.index);
-            changed |= self.flag(id, |a| {
+            let drained = self.flag(id, |a| {
                 let first = a.draining_since.is_none();
                 a.draining_since = a.draining_since.or(Some(at));
                 a.unrouted_at = a.unrouted_at.or(Some(index));
                 first
             });
+            if drained && let Some(key) = self.state.allocs.get(&id).map(|a| a.key.clone()) {
+                self.rerouted(&key);
+            }
+            changed |= drained;
         }
         for (id, reason) in stop {
             changed |= self.stop_alloc(id, reason);
@@ -124,8 +128,11 @@ impl Step<'_> {
         let row = Arc::make_mut(row);
         row.run = false;
         row.stop_reason = Some(reason);
+        let row = row.clone();
+        if row.is_ready() && !row.ports.is_empty() {
+            self.rerouted(&row.key);
+        }
         if row.phase() == Phase::Failed {
-            let row = row.clone();
             self.could_not_run(&row);
         }
         true
@@ -171,6 +178,7 @@ impl Step<'_> {
         }
         self.forget_failures(key, 0);
         self.state.workloads.remove(key);
+        self.state.routes.remove(key);
         self.event(EventKind::WorkloadRemoved, &key.to_string(), "removed", None);
         true
     }

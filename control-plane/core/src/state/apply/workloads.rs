@@ -32,6 +32,14 @@ impl Step<'_> {
         Applied::Deployed { index: self.index, deployments, unchanged }
     }
 
+    pub(super) fn deploy_if(&mut self, items: Vec<DeployItem>, revision: u64) -> Applied {
+        let known = |item: &DeployItem| self.state.workloads.get(&item.key).map(|w| (item.key.clone(), w.revision));
+        match items.iter().filter_map(known).find(|(_, now)| *now > revision) {
+            Some((key, now)) => Applied::Refused(Refusal::ChangedSince { key, expected: revision, now }),
+            None => self.deploy(items),
+        }
+    }
+
     /// False: it already was so.
     pub(super) fn deploy_one(&mut self, item: &DeployItem) -> bool {
         let known = self.state.workloads.get(&item.key).cloned();
