@@ -103,7 +103,7 @@ mod tests {
         slow.sample(1_000, 1_000_000, 1_000_900); // 1.4 s ahead, or 0.9 s
         assert_eq!((slow.estimate(), slow.news(None)), (Some(1_400), None));
         assert_eq!(at(-2_500).news(None), Some(Some(-2_500)));
-        assert_eq!(at(-700).news(Some(-2_500)), None, "not settled yet");
+        assert_eq!(at(-700).news(Some(-800)), None, "not settled yet");
         assert_eq!(at(-499).news(Some(-2_500)), Some(None));
         assert_eq!(at(14_300).news(Some(14_000)), None);
         assert_eq!(at(60_000).news(Some(14_000)), Some(Some(60_000)));

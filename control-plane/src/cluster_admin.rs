@@ -166,7 +166,7 @@ fn report(status: &crate::raft::Status) -> Report {
 }
 
 /// What the leader reported beside what the state says; none before the cluster exists.
-pub fn view(state: &State, report: &Report, now: Timestamp) -> Option<ClusterView> {
+pub fn view(state: &State, report: &Report) -> Option<ClusterView> {
     let cluster = state.cluster.as_ref()?;
     let servers: Vec<ServerView> = state
         .servers
@@ -207,12 +207,12 @@ pub fn view(state: &State, report: &Report, now: Timestamp) -> Option<ClusterVie
         servers,
         ca: cluster.authorities.signing,
         ca_pem: cluster.roots().into_iter().map(pem).collect(),
-        rotation: rotation(state, now),
+        rotation: rotation(state),
         warnings,
     })
 }
 
-fn rotation(state: &State, now: Timestamp) -> Option<CaRotation> {
+fn rotation(state: &State) -> Option<CaRotation> {
     let held = state.cluster.as_ref()?.authorities.rotation.as_ref()?;
     Some(CaRotation {
         from: held.from,
@@ -223,10 +223,11 @@ fn rotation(state: &State, now: Timestamp) -> Option<CaRotation> {
         },
         started_at: held.started_at,
         phase_since: held.phase_at,
-        deadline: held.deadline(),
+        waited: held.waited,
+        left: held.left(),
         overlap: held.overlap,
-        waits_for: rotation_waits_for(state, now),
-        text: explain_rotation(state, now)?,
+        waits_for: rotation_waits_for(state),
+        text: explain_rotation(state)?,
     })
 }
 
@@ -320,15 +321,13 @@ mod tests {
         state.servers = [row(1, false), row(2, false), row(3, true), row(9, false)].into_iter().collect();
         let member = |id, voter, silent_ms| MemberReport { id, voter, silent_ms, behind: Some(0) };
         let members = vec![member(1, true, Some(0)), member(2, true, Some(60_000)), member(3, true, Some(10))];
-        let shown =
-            view(&state, &Report { leader: 1, term: 4, last_log: 10, members }, Timestamp(0)).unwrap_or_else(|| panic!("a cluster"));
+        let shown = view(&state, &Report { leader: 1, term: 4, last_log: 10, members }).unwrap_or_else(|| panic!("a cluster"));
         let roles: Vec<_> = shown.servers.iter().map(|s| (s.id, s.role, s.alive)).collect();
         use ServerRole::*;
         assert_eq!(roles, [(1, Leader, true), (2, Voter, false), (3, Leaving, true), (9, Joining, false)]);
         assert_eq!(shown.warnings, ["server 2 (s2) does not answer", "the loss of one more server stops all changes"]);
         let two = vec![member(1, true, Some(0)), member(2, true, Some(0))];
-        let shown =
-            view(&state, &Report { leader: 1, term: 4, last_log: 10, members: two }, Timestamp(0)).unwrap_or_else(|| panic!("a cluster"));
+        let shown = view(&state, &Report { leader: 1, term: 4, last_log: 10, members: two }).unwrap_or_else(|| panic!("a cluster"));
         assert!(shown.warnings[0].contains("join a third"), "{:?}", shown.warnings);
     }
 }

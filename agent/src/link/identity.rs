@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use optimus_common::codec::{self, DecodeError};
 use optimus_common::env::Clock;
-use optimus_common::join_token::{SERVERS_MAX, is_host_port};
-use optimus_common::protocol::{ROOTS_MAX, Trusting};
+use optimus_common::join_token::{JoinToken, SERVERS_MAX, is_host_port};
+use optimus_common::protocol::{JoinAnswer, ROOTS_MAX, Trusting};
 use optimus_common::{ClusterId, NodeId, Timestamp};
 use optimus_host::files;
 use optimus_host::tls::{self, DER_MAX, Key, PeerIdentity, Role, Roots, TlsError};
@@ -118,20 +118,12 @@ impl AgentIdentity {
         Ok(Some(AgentIdentity { learned: stored.learned.clone(), roots, pins: stored.pins.clone(), progress: stored.progress, ..identity }))
     }
 
-    /// Puts together and stores what a join gave.
-    pub(super) fn create(
-        data_dir: &Path,
-        cluster: ClusterId,
-        node: NodeId,
-        servers: Vec<String>,
-        certificate: Vec<u8>,
-        ca: Vec<u8>,
-        key: Key,
-        pin: [u8; 32],
-    ) -> Result<Self, IdentityError> {
+    /// Puts together and stores what a join with this token gave.
+    pub(super) fn create(data_dir: &Path, token: &JoinToken, answer: JoinAnswer, key: Key) -> Result<Self, IdentityError> {
+        let JoinAnswer { cluster, node, certificate, ca } = answer;
         let dir = data_dir.join(DIR);
-        let mut identity = Self::checked(dir, cluster, node, servers, certificate, ca, Arc::new(key))?;
-        identity.pins = vec![pin];
+        let mut identity = Self::checked(dir, cluster, node, token.servers.clone(), certificate, ca, Arc::new(key))?;
+        identity.pins = vec![token.ca_sha256];
         identity.store()?;
         let pending = identity.dir.join(PENDING);
         match fs::remove_file(&pending) {

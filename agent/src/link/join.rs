@@ -142,10 +142,9 @@ async fn ask(connection: &Connection, request: &JoinRequest) -> Result<Message, 
 
 /// Checks and stores the answer. The pinned handshake vouches for the server; a mistake must still not be stored.
 fn take(data_dir: &Path, token: &JoinToken, server: &str, answer: JoinAnswer, key: Key) -> Result<AgentIdentity, JoinError> {
-    let JoinAnswer { cluster, node, certificate, ca } = answer;
     // Another CA than the pinned one, too: it may be the next one, which the pinned one vouches for.
-    if !tls::issued_by(&certificate, &ca) {
+    if !tls::issued_by(&answer.certificate, &answer.ca) {
         return Err(JoinError::Answer { server: server.to_owned(), what: "a certificate that its CA did not sign".into() });
     }
-    Ok(AgentIdentity::create(data_dir, cluster, node, token.servers.clone(), certificate, ca, key, token.ca_sha256)?)
+    Ok(AgentIdentity::create(data_dir, token, answer, key)?)
 }

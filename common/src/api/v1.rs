@@ -580,8 +580,10 @@ pub struct CaRotation {
     pub phase: CaPhase,
     pub started_at: Timestamp,
     pub phase_since: Timestamp,
-    /// When an announcement is given up; or when the old CA is dropped without those who are away.
-    pub deadline: Timestamp,
+    /// How long the phase has lasted while the cluster had a leader.
+    pub waited: Span,
+    /// What is left until an announcement is given up, or the old CA is dropped without those who are away.
+    pub left: Span,
     /// How long both are trusted at most once the new one signs.
     pub overlap: Span,
     /// Whom the phase waits for, in sentences.

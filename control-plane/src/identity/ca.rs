@@ -18,6 +18,8 @@ pub const AGENT_LIFETIME: Span = Span(DAY);
 pub const SERVER_LIFETIME: Span = Span(90 * DAY);
 /// Certificates begin this long before they are made, for peers whose clocks are behind.
 pub const BACKDATE: Span = Span(5 * 60_000);
+/// The CA after a CA is below it for those who know no newer one.
+const SUCCESSORS: u8 = 1;
 const DAY: u64 = 24 * 3_600_000;
 /// Length of an uncompressed P-256 point.
 const P256_POINT: usize = 65;
@@ -95,7 +97,8 @@ impl Ca {
     pub fn create(cluster: ClusterId, env: &Env) -> Result<(Self, zeroize::Zeroizing<Vec<u8>>), IssueError> {
         let key = Key::generate()?;
         let secret = key.to_pkcs8();
-        let certificate = authority(format!("optimus cluster {cluster}"), env).self_signed(key.pair()).map_err(IssueError::Sign)?;
+        let certificate =
+            authority(format!("optimus cluster {cluster}"), SUCCESSORS, env).self_signed(key.pair()).map_err(IssueError::Sign)?;
         Ok((Self::open(cluster, certificate.der(), key)?, secret))
     }
 
@@ -103,8 +106,8 @@ impl Ca {
     pub fn successor(&self, number: u32, env: &Env) -> Result<Successor, IssueError> {
         let key = Key::generate()?;
         let name = format!("optimus cluster {} CA {number}", self.cluster);
-        let certificate = authority(name.clone(), env).self_signed(key.pair()).map_err(IssueError::Sign)?;
-        let mut params = authority(name, env);
+        let certificate = authority(name.clone(), SUCCESSORS, env).self_signed(key.pair()).map_err(IssueError::Sign)?;
+        let mut params = authority(name, 0, env);
         params.use_authority_key_identifier_extension = true;
         let cross = params.signed_by(key.pair(), &self.issuer).map_err(IssueError::Sign)?;
         Ok(Successor { certificate: certificate.der().to_vec(), cross: cross.der().to_vec(), secret: key.to_pkcs8() })
@@ -166,10 +169,10 @@ impl Ca {
     }
 }
 
-/// What the certificates of CAs have in common.
-fn authority(name: String, env: &Env) -> CertificateParams {
+/// What the certificates of CAs have in common. `below`: how many other CAs may come between this one and a certificate.
+fn authority(name: String, below: u8, env: &Env) -> CertificateParams {
     let mut params = base(name, env, CA_LIFETIME);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }

@@ -8,7 +8,7 @@ use optimus_common::join_token::Role;
 use optimus_common::{Span, Timestamp, TokenId};
 use optimus_control_plane::rotation;
 use optimus_control_plane::store::Store;
-use optimus_core::state::{Applied, Command, LEVEL, RotationPhase, ServerFacts};
+use optimus_core::state::{Applied, Command, EventKind, LEVEL, RotationPhase, ServerFacts};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -83,7 +83,7 @@ async fn the_ca_is_replaced_while_agents_stay_sleep_for_weeks_and_join() {
     awake.connected().await;
     let first_ca = cluster.server.identity.ca_der();
 
-    cluster.done(cluster.server.identity.next_ca(Span(90 * DAY.0)).unwrap()).await;
+    cluster.done(cluster.server.identity.next_ca(DAY).unwrap()).await;
     until("the new CA signs", || cluster.signing() == 1).await;
     assert_ne!(cluster.server.identity.ca_der(), first_ca);
     until("the agent that is connected has a certificate of it", || {
@@ -93,7 +93,7 @@ async fn the_ca_is_replaced_while_agents_stay_sleep_for_weeks_and_join() {
     .await;
     assert!(matches!(&*awake.status.borrow(), LinkStatus::Connected { .. }));
     assert_eq!(cluster.phase(), Some(RotationPhase::Sign), "the node that sleeps holds it up");
-    let why = optimus_core::state::explain_rotation(&cluster.server.store.now(), test.env.clock.now()).unwrap();
+    let why = optimus_core::state::explain_rotation(&cluster.server.store.now()).unwrap();
     assert!(why.contains("; 1 node still holds a certificate of the old CA: asleep; "), "{why}");
 
     // Tokens of both CAs let nodes in.
@@ -153,6 +153,7 @@ async fn a_node_that_was_away_all_the_time_renews_with_its_key_and_after_two_rot
         until("the new CA signs", || cluster.signing() == to).await;
         assert_eq!(cluster.phase(), Some(RotationPhase::Sign), "nodes are away");
         test.advance(DAY);
+        cluster.done(Command::RotationWaited { number: to, phase: RotationPhase::Sign, waited: DAY }).await;
         until("the overlap is over", || cluster.phase().is_none()).await;
         until("the server trusts the new CA alone", || cluster.server.identity.trusted().len() == 1).await;
     };
@@ -199,14 +200,15 @@ async fn a_rotation_that_is_taken_back_changes_nothing_for_an_agent() {
     cluster.done(cluster.server.identity.next_ca(DAY).unwrap()).await;
     until("the agent trusts the new CA", || cluster.server.store.now().nodes[&node].ca_trusted == 1).await;
     assert_eq!(cluster.phase(), Some(RotationPhase::Announce));
-    let why = optimus_core::state::explain_rotation(&cluster.server.store.now(), test.env.clock.now()).unwrap();
-    assert!(why.contains("; 1 server has not taken the new CA: s2; given up at "), "{why}");
+    let why = optimus_core::state::explain_rotation(&cluster.server.store.now()).unwrap();
+    assert!(why.contains("; 1 server has not taken the new CA: ") && why.contains(" (s2); given up in 1h"), "{why}");
     cluster.done(Command::AbortRotation { number: 1 }).await;
     until("the agent trusts the old CA alone", || cluster.server.store.now().nodes[&node].ca_trusted == 0).await;
     assert_eq!(cluster.server.identity.trusted().len(), 1);
     // The announcement that nobody takes back is given up by itself.
     cluster.done(cluster.server.identity.next_ca(DAY).unwrap()).await;
-    test.advance(HOUR);
+    test.advance(Span(50 * DAY.0)); // says nothing: clocks are set
+    cluster.done(Command::RotationWaited { number: 2, phase: RotationPhase::Announce, waited: HOUR }).await;
     until("it is given up", || cluster.phase().is_none()).await;
     assert!(matches!(&*agent.status.borrow(), LinkStatus::Connected { .. }));
     agent.stop().await;
@@ -218,21 +220,29 @@ async fn a_rotation_that_is_taken_back_changes_nothing_for_an_agent() {
 async fn a_node_whose_clock_is_hours_off_works_and_is_reported() {
     let (test, dir) = (TestEnv::new(), tempfile::tempdir().unwrap());
     let cluster = Rotating::start(&test, dir.path()).await;
-    for hours in [-30i64, -3, 3, 30] {
+    let mut agents = vec![];
+    for (n, hours) in [-30i64, -3, 3, 30].into_iter().enumerate() {
         let node_dir = tempfile::tempdir().unwrap();
-        let identity = join(&cluster.server.token(1).await, "host-1", node_dir.path(), &test.env).await.unwrap();
+        let identity = join(&cluster.server.token(1).await, &format!("host-{n}"), node_dir.path(), &test.env).await.unwrap();
         let (node, skewed) = (identity.node, TestEnv::new());
         skewed.shift(hours * 3_600_000);
         let agent = Agent::start(identity, Arc::new(FakeWorkloads::default()), &skewed.env);
+        agents.push((node, hours, skewed, agent, node_dir));
+    }
+    for (node, hours, skewed, agent, _) in &agents {
         agent.connected().await;
-        until("the skew is on record", || cluster.server.store.now().nodes[&node].clock_skew_ms.is_some()).await;
-        let told = cluster.server.store.now().nodes[&node].clock_skew_ms.unwrap();
+        until("the skew is on record", || cluster.server.store.now().nodes[node].clock_skew_ms.is_some()).await;
+        let told = cluster.server.store.now().nodes[node].clock_skew_ms.unwrap();
         assert!((told - hours * 3_600_000).abs() < 2_000, "{hours} h: {told} ms");
         assert!(matches!(&*agent.status.borrow(), LinkStatus::Connected { .. }));
         // Set right, and the word is taken back.
         skewed.shift(-hours * 3_600_000);
+    }
+    for (node, _, _, agent, _dir) in agents {
         until("the skew is taken back", || cluster.server.store.now().nodes[&node].clock_skew_ms.is_none()).await;
         agent.stop().await;
     }
+    let said = cluster.server.store.now().events.iter().filter(|(_, e)| e.kind == EventKind::ClockSkew).count();
+    assert_eq!(said, 8, "each is said once, and taken back once");
     cluster.end().await.stop().await;
 }

@@ -64,19 +64,27 @@ pub struct Rotation {
     pub started_at: Timestamp,
     /// When the phase began.
     pub phase_at: Timestamp,
+    /// How long the phase has lasted, as the leaders counted it. No wall clock decides: one that is a day ahead would end
+    /// an overlap, and while no server runs, no node can come back.
+    #[serde(default)]
+    pub waited: Span,
     /// A person has said that this phase need not wait for nodes.
     #[serde(default)]
     pub force: bool,
 }
 
 impl Rotation {
-    /// When the phase has taken too long. What happens then, [`judge_rotation`] says.
-    pub fn deadline(&self) -> Timestamp {
-        let span = match self.phase {
+    /// How long the phase may last. What happens then, [`judge_rotation`] says.
+    pub fn limit(&self) -> Span {
+        match self.phase {
             RotationPhase::Announce => ANNOUNCE_MAX,
             RotationPhase::Sign => self.overlap,
-        };
-        Timestamp(self.phase_at.0.saturating_add(span.0))
+        }
+    }
+
+    /// What is left of [`Self::limit`]; 0 when it is over.
+    pub fn left(&self) -> Span {
+        Span(self.limit().0.saturating_sub(self.waited.0))
     }
 }
 
@@ -150,10 +158,10 @@ pub struct Left {
 }
 
 /// Judges the rotation under way. The leader asks before it proposes a step, and `apply` asks again.
-pub fn judge_rotation(state: &State, now: Timestamp) -> RotationVerdict {
+pub fn judge_rotation(state: &State) -> RotationVerdict {
     let Some(rotation) = state.cluster.as_ref().and_then(|c| c.authorities.rotation.as_ref()) else { return RotationVerdict::Idle };
     let new = rotation.number;
-    let late = now >= rotation.deadline();
+    let late = rotation.left() == Span(0);
     let servers = state.servers.values().filter(|row| match rotation.phase {
         RotationPhase::Announce => row.ca_trusted < new,
         RotationPhase::Sign => row.ca_trusted < new || row.ca_signer < new,
@@ -183,9 +191,9 @@ pub fn judge_rotation(state: &State, now: Timestamp) -> RotationVerdict {
 }
 
 /// Whom the rotation under way waits for, in sentences.
-pub fn rotation_waits_for(state: &State, now: Timestamp) -> Vec<String> {
+pub fn rotation_waits_for(state: &State) -> Vec<String> {
     let Some(rotation) = state.cluster.as_ref().and_then(|c| c.authorities.rotation.as_ref()) else { return vec![] };
-    match judge_rotation(state, now) {
+    match judge_rotation(state) {
         RotationVerdict::Idle | RotationVerdict::Advance(_) => vec![],
         RotationVerdict::Wait(left) | RotationVerdict::GiveUp(left) => sentences(state, rotation.phase, &left),
     }
@@ -198,7 +206,8 @@ fn sentences(state: &State, phase: RotationPhase, left: &Left) -> Vec<String> {
     };
     let mut out = Vec::new();
     if !left.servers.is_empty() {
-        let named = left.servers.iter().map(|id| state.servers.get(id).map_or_else(|| id.to_string(), |row| row.name.clone()));
+        let named =
+            left.servers.iter().map(|id| state.servers.get(id).map_or_else(|| id.to_string(), |row| format!("{id} ({})", row.name)));
         out.push(sentence("server", what, named.collect()));
     }
     if !left.nodes.is_empty() {
@@ -208,17 +217,22 @@ fn sentences(state: &State, phase: RotationPhase, left: &Left) -> Vec<String> {
 }
 
 /// How far the rotation under way is, what it waits for and until when, in a sentence.
-pub fn explain_rotation(state: &State, now: Timestamp) -> Option<String> {
+pub fn explain_rotation(state: &State) -> Option<String> {
     let rotation = state.cluster.as_ref()?.authorities.rotation.as_ref()?;
-    let deadline = rotation.deadline();
-    let (phase, until) = match rotation.phase {
-        RotationPhase::Announce => ("the new CA is announced, the old one signs", format!("given up at {deadline}")),
-        RotationPhase::Sign if now >= deadline => ("the new CA signs, the old one is still trusted", format!("overdue since {deadline}")),
-        RotationPhase::Sign => {
-            ("the new CA signs, the old one is still trusted", format!("without those that are away from {deadline} on"))
-        }
+    // To the minute: the leader counts no finer.
+    let left = match rotation.left() {
+        Span(0) => None,
+        Span(left) => Some(Span(left.div_ceil(60_000) * 60_000)),
     };
-    let why = rotation_waits_for(state, now);
+    let (phase, until) = match (rotation.phase, left) {
+        (RotationPhase::Announce, Some(left)) => ("the new CA is announced, the old one signs", format!("given up in {left}")),
+        (RotationPhase::Announce, None) => ("the new CA is announced, the old one signs", "given up now".to_owned()),
+        (RotationPhase::Sign, Some(left)) => {
+            ("the new CA signs, the old one is still trusted", format!("in {left} dropped without those who are away"))
+        }
+        (RotationPhase::Sign, None) => ("the new CA signs, the old one is still trusted", format!("overdue after {}", rotation.limit())),
+    };
+    let why = rotation_waits_for(state);
     Some(match why.is_empty() {
         true => format!("CA rotation: {phase}"),
         false => format!("CA rotation: {phase}; {}; {until}", why.join("; ")),

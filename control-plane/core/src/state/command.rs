@@ -146,6 +146,12 @@ pub enum Command {
         trusted: u32,
         signer: u32,
     },
+    /// So long the phase of the rotation to CA `number` has lasted, by the leaders' monotonic clocks.
+    RotationWaited {
+        number: u32,
+        phase: RotationPhase,
+        waited: Span,
+    },
     /// A member's clock has come to differ so much that people should know (milliseconds it is ahead), or no longer does.
     MemberClock {
         member: Member,
@@ -201,7 +207,7 @@ impl Command {
             Command::Plan(plan) => plan.level(),
             Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
             Command::RotateCa { .. } | Command::AbortRotation { .. } | Command::ForceRotation | Command::StepRotation { .. } => 3,
-            Command::MemberCa { .. } | Command::MemberClock { .. } => 3,
+            Command::MemberCa { .. } | Command::MemberClock { .. } | Command::RotationWaited { .. } => 3,
             _ => 1,
         }
     }

@@ -26,7 +26,7 @@ impl From<AdminError> for ApiError {
 pub(crate) async fn get_cluster(ctx: Ctx) -> Result<Response, ApiError> {
     let report = ctx.shared.deps.cluster.report().await?;
     let state = ctx.store().state();
-    let view = cluster_admin::view(&state, &report, ctx.store().env.clock.now());
+    let view = cluster_admin::view(&state, &report);
     let view = view.ok_or_else(|| ApiError::not_found("the cluster has not been created yet").retry(RETRY_DEFAULT))?;
     ctx.json(state.index, &view)
 }
@@ -72,11 +72,11 @@ pub(crate) async fn rotate_ca(mut ctx: Ctx) -> Result<Response, ApiError> {
         let error = FieldError { pointer: "/overlap".into(), message: format!("{} to {}", OVERLAP.0, OVERLAP.1) };
         return Err(ApiError::invalid(code::BAD_REQUEST, format!("an overlap of {overlap} is not possible"), vec![error]));
     }
-    let (joins, now) = (ctx.shared.deps.joins.clone(), ctx.store().env.clock.now());
+    let joins = ctx.shared.deps.joins.clone();
     // Decided on the newest state, and not again for a request that is repeated: a new CA is made only once.
     let command = move |state: &State| {
         let under_way = state.cluster.as_ref().and_then(|c| c.authorities.rotation.as_ref());
-        match (under_way, explain_rotation(state, now)) {
+        match (under_way, explain_rotation(state)) {
             (Some(_), _) if force => Ok(Command::ForceRotation),
             (Some(rotation), _) if abort => Ok(Command::AbortRotation { number: rotation.number }),
             (_, Some(how_far)) => Err(ApiError::conflict(format!("one is under way already: {how_far}"))),

@@ -31,6 +31,7 @@ impl Step<'_> {
             overlap: overlap.clamp(shortest, longest),
             started_at: at,
             phase_at: at,
+            waited: Span(0),
             force: false,
         };
         *rotation = Some(fresh);
@@ -74,6 +75,16 @@ impl Step<'_> {
         self.done()
     }
 
+    /// The leader has counted how long the phase has lasted. It never becomes less.
+    pub(super) fn rotation_waited(&mut self, number: u32, phase: RotationPhase, waited: Span) -> Applied {
+        let rotation = self.state.cluster.as_mut().and_then(|c| c.authorities.rotation.as_mut());
+        match rotation.filter(|r| r.number == number && r.phase == phase && r.waited < waited) {
+            None => return self.unchanged(),
+            Some(rotation) => rotation.waited = waited,
+        }
+        self.done()
+    }
+
     /// Ends the phase `from` of the rotation to CA `number`, if it is over.
     pub(super) fn step_rotation(&mut self, number: u32, from: RotationPhase) -> Applied {
         let at = self.at;
@@ -81,7 +92,7 @@ impl Step<'_> {
         if !self.state.cluster.as_ref().and_then(|c| c.authorities.rotation.as_ref()).is_some_and(now) {
             return self.unchanged();
         }
-        let left = match authority::judge_rotation(self.state, at) {
+        let left = match authority::judge_rotation(self.state) {
             RotationVerdict::Advance(left) => left,
             RotationVerdict::GiveUp(left) => {
                 let why = format!("after {}: {}", authority::ANNOUNCE_MAX, authority::explain_giving_up(self.state, &left));
@@ -105,6 +116,7 @@ impl Step<'_> {
                 *signing = number;
                 rotation.phase = RotationPhase::Sign;
                 rotation.phase_at = at;
+                rotation.waited = Span(0);
                 rotation.force = false;
                 format!("CA {number} signs from now on; CA {before} is still trusted")
             }

@@ -119,6 +119,7 @@ impl Step<'_> {
             Command::RotateCa { number, certificate, key_sealed, cross, overlap } => {
                 self.rotate_ca(number, certificate, key_sealed, cross, overlap)
             }
+            Command::RotationWaited { number, phase, waited } => self.rotation_waited(number, phase, waited),
             Command::AbortRotation { number } => self.abort_rotation(number),
             Command::ForceRotation => self.force_rotation(),
             Command::StepRotation { number, from } => self.step_rotation(number, from),
