@@ -61,12 +61,13 @@ pub fn spec(argv: &[&str]) -> WorkloadSpec {
         health: Health { readiness: None, liveness: None },
         restart: Restart { delay: Span::secs(1), delay_max: Span::secs(30), reset_after: Span::secs(60) },
         stop: Stop { signal: "TERM".into(), grace: Span::secs(5) },
-        update: Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(300), min_ready: Span(0) },
+        update: Update { strategy: Strategy::Rolling, parallel: 1, percent: None, deadline: Span::secs(300), min_ready: Span(0) },
         logs: Logs { size: Bytes::mib(8) },
         secrets: vec![],
         labels: BTreeMap::new(),
         schedule: None,
         timeout: None,
+        runs: None,
     }
 }
 

@@ -17,7 +17,7 @@ pub mod spec;
 pub mod time;
 pub mod units;
 
-pub use ids::{AllocId, ClusterId, DeploymentId, Name, NodeId, TokenId, WorkloadKey};
+pub use ids::{AllocId, ClusterId, DeploymentId, Name, NodeId, RunId, TokenId, WorkloadKey};
 pub use reason::Reason;
 pub use time::{Span, Timestamp};
 pub use units::{Bytes, Millicores};

@@ -492,12 +492,13 @@ fn spec() -> WorkloadSpec {
         health: Health { readiness: None, liveness: None },
         restart: Restart { delay: Span::secs(1), delay_max: Span::secs(60), reset_after: Span::secs(60) },
         stop: Stop { signal: "TERM".into(), grace: Span::secs(10) },
-        update: Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(60), min_ready: Span(0) },
+        update: Update { strategy: Strategy::Rolling, parallel: 1, percent: None, deadline: Span::secs(60), min_ready: Span(0) },
         logs: Logs { size: Bytes(1 << 20) },
         secrets: vec![],
         labels: BTreeMap::new(),
         schedule: None,
         timeout: None,
+        runs: None,
     }
 }
 

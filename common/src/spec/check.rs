@@ -36,9 +36,7 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
             errors.push(error(name, spec, &field, format!("{what} is not available yet")));
         };
         match spec.kind {
-            Kind::Service => {}
-            Kind::Job => add("kind", "a job"),
-            Kind::Daemon => add("kind", "a daemon"),
+            Kind::Service | Kind::Job | Kind::Daemon => {}
         }
         if matches!(spec.driver, Driver::Container { .. }) {
             add("image", "running containers");
@@ -57,12 +55,6 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
         }
         if !spec.secrets.is_empty() {
             add("secrets", "giving secrets to a workload");
-        }
-        if spec.schedule.is_some() {
-            add("schedule", "a schedule");
-        }
-        if spec.timeout.is_some() {
-            add("timeout", "a time limit for runs");
         }
     }
     errors
@@ -144,6 +136,7 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
         labels,
         schedule,
         timeout,
+        runs,
     } = spec;
     rules.run(run, matches!(driver, Driver::Container { .. }));
     if let Driver::Container { image } = driver {
@@ -178,7 +171,9 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
         format!("`stop.signal` must be one of {}, not `{}`", SIGNALS.join(", "), printable(signal))
     });
     rules.want(*grace <= Span::secs(3600), "stop.grace", || "`stop.grace` must be at most 1h".into());
-    let Update { strategy: _, parallel, deadline, min_ready } = update;
+    let Update { strategy: _, parallel, percent, deadline, min_ready } = update;
+    rules.want(percent.is_none() || *kind == Kind::Daemon, "update.percent", || "`update.percent` is for a daemon; use `parallel`".into());
+    rules.want((1..=100).contains(&percent.unwrap_or(1)), "update.percent", || "`update.percent` must be from 1 to 100".into());
     rules.want((1..=1000).contains(parallel), "update.parallel", || "`update.parallel` must be from 1 to 1000".into());
     rules.spans("update", &[("deadline", *deadline), ("min_ready", *min_ready)]);
     rules.want(*deadline >= Span::secs(1), "update.deadline", || "`update.deadline` must be at least 1s".into());
@@ -209,22 +204,24 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
     rules.want(copies.is_none() || *kind != Kind::Daemon, "copies", || {
         "`copies` is no field of a daemon: it runs once on every matching node".into()
     });
-    if let Some(schedule) = schedule {
-        rules.text("schedule", schedule);
-        rules.want(schedule.split_whitespace().count() == 5 && schedule.len() <= 256, "schedule", || {
-            "`schedule` must be a cron line of five fields".into()
-        });
-    }
+    rules.job(*kind, schedule.as_ref(), runs.as_ref());
     if let Some(timeout) = timeout {
         rules.spans("", &[("timeout", *timeout)]);
+        rules.want(*timeout >= Span(100), "timeout", || "`timeout` must be at least 100ms".into());
+    }
+    if *kind == Kind::Job {
+        rules.want(copies.unwrap_or(1) >= 1, "copies", || "a run has at least one copy".into());
+        rules.want(health.liveness.is_none() && health.readiness.is_none(), "health", || {
+            "a job is done when it ends: it has no health check".into()
+        });
     }
     rules.0
 }
 
-struct Rules(Vec<Fault>);
+pub(super) struct Rules(Vec<Fault>);
 
 impl Rules {
-    fn want(&mut self, good: bool, path: &str, message: impl FnOnce() -> String) {
+    pub(super) fn want(&mut self, good: bool, path: &str, message: impl FnOnce() -> String) {
         if !good {
             self.0.push(Fault { field: path.split('.').map(str::to_owned).collect(), of_key: false, message: message() });
         }

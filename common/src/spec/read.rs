@@ -367,6 +367,8 @@ impl Reader<'_> {
         // With nothing that says it is ready, a copy proves itself by staying up.
         let min_ready = if readiness.is_some() { Span(0) } else { MIN_READY_UNCHECKED };
         let update = self.update(f.get("update"), min_ready);
+        let schedule = f.get("schedule").and_then(|n| self.schedule(n));
+        let runs = self.runs(kind, f.get("runs"), schedule.as_ref());
         let spec = WorkloadSpec {
             kind,
             driver: driver.unwrap_or(Driver::Container { image: String::new() }), // refused above
@@ -389,8 +391,9 @@ impl Reader<'_> {
             logs: self.logs(f.get("logs")),
             secrets: f.get("secrets").map(|n| self.list("secrets", n)).unwrap_or_default(),
             labels: f.get("labels").map(|n| self.texts("labels", n)).unwrap_or_default(),
-            schedule: f.get("schedule").and_then(|n| self.text("schedule", n)),
+            schedule,
             timeout: f.get("timeout").and_then(|n| self.span("timeout", n)),
+            runs,
         };
         // Rules between fields. One about a field that was refused above would be told of a value nobody wrote.
         let depth = self.path.len();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::job::{Runs, Schedule};
 use crate::ids::Name;
 use crate::time::Span;
 use crate::units::{Bytes, Millicores};
@@ -43,12 +44,22 @@ pub struct WorkloadSpec {
     /// Free labels, for people and filters.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Cron line of a scheduled job.
+    /// When a job runs by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub schedule: Option<String>,
+    pub schedule: Option<Schedule>,
     /// Longest run of a job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
+    /// How a job's runs are admitted, retried and remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<Runs>,
+}
+
+impl WorkloadSpec {
+    /// What a job says of its runs, or what stands when it says nothing.
+    pub fn job_runs(&self) -> Runs {
+        self.runs.clone().unwrap_or_else(|| Runs::of(self.schedule.as_ref()))
+    }
 }
 
 /// Service stays up, job runs to completion, daemon runs once on every matching node.
@@ -187,6 +198,10 @@ pub struct Update {
     pub strategy: Strategy,
     /// How many copies move at a time.
     pub parallel: u32,
+    /// Of a daemon: how many of its nodes move at a time, in percent of those that match, rounded up. Instead of
+    /// `parallel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u32>,
     /// Longest time a deployment may go without progress before it fails.
     pub deadline: Span,
     /// How long a new copy must stay ready before it counts.

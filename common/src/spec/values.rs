@@ -366,7 +366,7 @@ impl Reader<'_> {
     }
 
     /// Opens the table of a field with fields of its own.
-    fn nested<'n>(&mut self, key: &str, node: Option<&'n Node>) -> Option<Fields<'n>> {
+    pub(super) fn nested<'n>(&mut self, key: &str, node: Option<&'n Node>) -> Option<Fields<'n>> {
         let entries = self.table(key, node?)?;
         self.within(key, |r| r.unknown(entries, &fields::below(key), key));
         Some(Fields { entries })
@@ -396,7 +396,7 @@ impl Reader<'_> {
     }
 
     pub fn update(&mut self, node: Option<&Node>, min_ready: Span) -> Update {
-        let mut update = Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(120), min_ready };
+        let mut update = Update { strategy: Strategy::Rolling, parallel: 1, percent: None, deadline: Span::secs(120), min_ready };
         match node {
             Some(node) if matches!(node.value, Value::Text(_)) => {
                 if let Some(strategy) = self.strategy("update", node) {
@@ -413,6 +413,7 @@ impl Reader<'_> {
                 self.within("update", |r| {
                     update.strategy = get("strategy").and_then(|n| r.strategy("strategy", n)).unwrap_or(update.strategy);
                     update.parallel = get("parallel").and_then(|n| r.integer("parallel", n, 1, 1000)).map_or(update.parallel, |n| n as u32);
+                    update.percent = get("percent").and_then(|n| r.integer("percent", n, 1, 100)).map(|n| n as u32);
                     update.deadline = get("deadline").and_then(|n| r.span("deadline", n)).unwrap_or(update.deadline);
                     update.min_ready = get("min_ready").and_then(|n| r.span("min_ready", n)).unwrap_or(update.min_ready);
                 });

@@ -14,6 +14,10 @@ use optimus_common::reason::Exit;
 use optimus_common::spec::*;
 use optimus_common::{AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 
+mod crons;
+mod drains;
+mod fleet;
+mod kinds;
 mod properties;
 
 fn id(n: u128) -> uuid::Uuid {
@@ -39,12 +43,13 @@ fn spec() -> WorkloadSpec {
         health: Health { readiness: None, liveness: None },
         restart: Restart { delay: Span::secs(1), delay_max: Span::secs(60), reset_after: Span::secs(60) },
         stop: Stop { signal: "TERM".into(), grace: Span::secs(10) },
-        update: Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(60), min_ready: Span(0) },
+        update: Update { strategy: Strategy::Rolling, parallel: 1, percent: None, deadline: Span::secs(60), min_ready: Span(0) },
         logs: Logs { size: Bytes::mib(1) },
         secrets: vec![],
         labels: BTreeMap::new(),
         schedule: None,
         timeout: None,
+        runs: None,
     }
 }
 

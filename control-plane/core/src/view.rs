@@ -109,12 +109,13 @@ fn missing_spec() -> optimus_common::spec::WorkloadSpec {
         health: Health { readiness: None, liveness: None },
         restart: Restart { delay: Span(0), delay_max: Span(0), reset_after: Span(0) },
         stop: Stop { signal: "TERM".into(), grace: Span(0) },
-        update: Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span(0), min_ready: Span(0) },
+        update: Update { strategy: Strategy::Rolling, parallel: 1, percent: None, deadline: Span(0), min_ready: Span(0) },
         logs: Logs { size: Bytes(0) },
         secrets: vec![],
         labels: BTreeMap::new(),
         schedule: None,
         timeout: None,
+        runs: None,
     }
 }
 
@@ -165,7 +166,7 @@ fn endpoint(state: &State, alloc: &Alloc) -> Option<String> {
 }
 
 pub fn allocation(state: &State, row: &Alloc) -> api::Allocation {
-    let Alloc { id, key, index, release, node, ports, run, stop_reason: _, created_at, status } = row;
+    let Alloc { id, key, index, release, node, ports, run, stop_reason: _, created_at, status, migrate: _ } = row;
     let node_row = state.nodes.get(node);
     let status = status.as_ref();
     api::Allocation {
@@ -195,8 +196,21 @@ pub fn allocation(state: &State, row: &Alloc) -> api::Allocation {
 
 /// `now` stands in for when a node that is up was last seen: its lease says it is there.
 pub fn node(state: &State, row: &Node, now: Timestamp) -> api::Node {
-    let Node { id, facts, joined_at, up, changed_at, certificate_expires_at, key_fingerprint: _, cordoned: _, blocked_ports: _ } = row;
-    let NodeFacts { name, version, cpu, memory, arch, kernel, cgroup, unenforced, drivers, ports: _, address, boot_id: _, labels } =
+    let Node {
+        id,
+        facts,
+        joined_at,
+        up,
+        changed_at,
+        certificate_expires_at,
+        key_fingerprint: _,
+        cordoned: _,
+        blocked_ports: _,
+        labels: _,
+        pool: _,
+        drain: _,
+    } = row;
+    let NodeFacts { name, version, cpu, memory, arch, kernel, cgroup, unenforced, drivers, ports: _, address, boot_id: _, labels: _ } =
         facts.clone();
     let taken = scheduler::taken(state, *id);
     api::Node {
@@ -218,7 +232,7 @@ pub fn node(state: &State, row: &Node, now: Timestamp) -> api::Node {
         joined_at: *joined_at,
         last_seen: if *up { now } else { *changed_at },
         certificate_expires_at: *certificate_expires_at,
-        labels,
+        labels: row.labels(),
     }
 }
 
@@ -263,6 +277,13 @@ fn serde_name(kind: &crate::state::EventKind) -> String {
         CopyExited => "copy_exited",
         CopyStopped => "copy_stopped",
         CopyFailed => "copy_failed",
+        RunStarted => "run_started",
+        RunEnded => "run_ended",
+        RunSkipped => "run_skipped",
+        NodeChanged => "node_changed",
+        NodeDraining => "node_draining",
+        NodeDrained => "node_drained",
+        Rebalanced => "rebalanced",
     }
     .to_owned()
 }

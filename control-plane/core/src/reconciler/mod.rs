@@ -13,21 +13,27 @@
 //!
 //! At most `update.parallel` slots are between two states at a time.
 
+mod daemons;
 mod desired;
+mod job_copies;
 mod rollout;
 mod slot;
 
+pub use daemons::{moves_at_a_time, nodes_wanted};
 pub use desired::{desired_allocs, desired_for};
+pub use job_copies::JOB_ENDED_KEPT;
 pub use rollout::RESTARTS_MAX;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use optimus_common::api::v1::DeploymentPhase;
+use optimus_common::spec::Kind;
 use optimus_common::{AllocId, NodeId, Reason, Span, Timestamp};
 
+use crate::drain;
 use crate::scheduler::{self, Ask, View};
-use crate::state::{Alloc, Deployment, Placement, Plan, Release, SlotFailures, State, Workload};
+use crate::state::{Alloc, Command, Deployment, Placement, Plan, Release, SlotFailures, State, Workload};
 use rollout::{Rollout, Verdict};
 use slot::{Slot, Stage};
 
@@ -47,6 +53,8 @@ const AHEAD_MAX: Span = Span::secs(30);
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outcome {
     pub plan: Plan,
+    /// What else to propose, before the plan.
+    pub commands: Vec<Command>,
     pub wake_at: Option<Timestamp>,
 }
 
@@ -58,8 +66,13 @@ pub fn reconcile(state: &State, now: Timestamp, new_id: &mut dyn FnMut() -> Allo
             pass.wake(now);
             break;
         }
-        pass.workload(workload);
+        match state.release(&workload.key, workload.release).map(|r| (r, r.spec.kind)) {
+            Some((release, Kind::Daemon)) => pass.daemon(workload, release),
+            Some((_, Kind::Job)) => pass.job(workload),
+            _ => pass.workload(workload),
+        }
     }
+    pass.nodes();
     pass.outcome
 }
 
@@ -79,6 +92,12 @@ pub fn unplaced(state: &State, workload: &Workload, index: u32, now: Timestamp) 
 
 /// The slots of a workload without a copy and why, in their order, at most `most` of them.
 pub fn unplaced_slots(state: &State, workload: &Workload, now: Timestamp, most: usize) -> Vec<(u32, Reason)> {
+    match state.release(&workload.key, workload.release).map(|r| r.spec.kind) {
+        _ if workload.stopped => return vec![],
+        Some(Kind::Daemon) => return daemons::unplaced(state, workload, now, most),
+        Some(Kind::Job) => return job_copies::unplaced(state, workload, now, most),
+        _ => {}
+    }
     (0..workload.copies).filter_map(|index| Some((index, unplaced(state, workload, index, now)?))).take(most).collect()
 }
 
@@ -92,6 +111,11 @@ fn retry_at(failures: &SlotFailures, now: Timestamp) -> Timestamp {
     let doublings = failures.count.saturating_sub(2).min(16);
     let delay = if failures.count < 2 { Span(0) } else { Span((RETRY_DELAY.0 << doublings).min(RETRY_DELAY_MAX.0)) };
     over_at(failures.last_at, delay, now)
+}
+
+/// Whether the copy's node answers.
+pub(crate) fn answers(state: &State, alloc: &Alloc) -> bool {
+    slot::answers(state, alloc)
 }
 
 struct Pass<'a> {
@@ -165,9 +189,22 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// Drains, and rebalancing if it was asked to go on by itself.
+    fn nodes(&mut self) {
+        let drain::Outcome { migrate, stop, commands, wake_at } = drain::decide(self.state, self.now);
+        self.outcome.plan.migrate.extend(migrate);
+        self.outcome.plan.stop.extend(stop);
+        self.outcome.commands.extend(commands);
+        self.outcome.commands.extend(drain::by_itself(self.state, self.now));
+        if let Some(at) = wake_at {
+            self.wake(at);
+        }
+    }
+
     fn is_full(&self) -> bool {
-        let Plan { place, stop, forget, deployments, remove } = &self.outcome.plan;
-        place.len() >= PLACEMENTS_MAX || place.len() + stop.len() + forget.len() + deployments.len() + remove.len() >= CHANGES_MAX
+        let Plan { place, stop, forget, deployments, remove, migrate } = &self.outcome.plan;
+        place.len() >= PLACEMENTS_MAX
+            || place.len() + stop.len() + forget.len() + deployments.len() + remove.len() + migrate.len() >= CHANGES_MAX
     }
 
     fn wake(&mut self, at: Timestamp) {
@@ -298,11 +335,13 @@ impl Move<'_, '_> {
     /// Nodes where a copy of the slot gave up since one was ready.
     fn troubled(&self, slot: &Slot) -> Vec<NodeId> {
         let (state, key) = (self.pass.state, &self.workload.key);
+        // A copy that is to leave its node is not followed there by its replacement.
+        let left: Vec<NodeId> = slot.current.iter().filter(|a| a.migrate).map(|a| a.node).collect();
         if !state.failures.contains_key(&(key.clone(), slot.index)) {
-            return vec![];
+            return left;
         }
         let gave_up = |a: &&Arc<Alloc>| a.release == self.release.number && a.has_ended() && is_failed(a);
-        state.allocs_in(key, slot.index).filter(gave_up).map(|a| a.node).collect()
+        state.allocs_in(key, slot.index).filter(gave_up).map(|a| a.node).chain(left).collect()
     }
 
     /// Makes room for the next copy by stopping the old one, where that would do.
@@ -310,6 +349,9 @@ impl Move<'_, '_> {
         let (state, now, release) = (self.pass.state, self.pass.now, self.release);
         let view = self.pass.view.get_or_insert_with(|| View::of(state, now));
         let would_do = slot.current.iter().any(|old| {
+            if old.migrate && old.release == release.number {
+                return false; // to stop it for its own node would be a restart
+            }
             let old_release = state.release(&old.key, old.release);
             old_release.is_some_and(|of_old| view.fits_instead(old, of_old, &release.spec))
         });

@@ -45,7 +45,7 @@ pub(super) fn slots(state: &State, workload: &Workload) -> (Vec<Slot>, Vec<Arc<A
         let list = match alloc {
             alloc if !alloc.run => &mut slot.stopping,
             alloc if alloc.phase().is_terminal() => &mut slot.broken,
-            alloc if alloc.release == workload.release => &mut slot.next,
+            alloc if alloc.release == workload.release && !alloc.migrate => &mut slot.next,
             _ => &mut slot.current,
         };
         list.push(alloc.clone());

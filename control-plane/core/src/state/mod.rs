@@ -4,8 +4,11 @@ mod alloc;
 pub mod apply;
 pub mod command;
 mod indexes;
+mod operations;
 pub mod snapshot;
 pub mod tables;
 
-pub use command::{Applied, Command, DeployItem, DeploymentStep, LEVEL, Placement, Plan, Proposal, Refusal, ServerFacts};
+pub use command::{
+    Applied, Command, DeployItem, DeploymentStep, LEVEL, NodeChange, Placement, Plan, Proposal, Refusal, RunOrder, RunStep, ServerFacts,
+};
 pub use tables::*;

@@ -9,7 +9,9 @@ use optimus_common::protocol::{AllocStatus, NodeFacts, Phase};
 use optimus_common::{AllocId, NodeId, Reason, Span, Timestamp, WorkloadKey};
 
 mod deployments;
+mod jobs;
 mod nodes;
+mod operate;
 mod plan;
 mod reports;
 mod servers;
@@ -104,6 +106,13 @@ impl Step<'_> {
             Command::RaiseVersion { to } => self.raise_version(to),
             Command::RemoveServer { id } => self.remove_server(id),
             Command::ForgetServer { id } => self.forget_server(id),
+            Command::StartRun(order) => self.start_run(order),
+            Command::CancelRun { key, number } => self.cancel_run(key, number),
+            Command::RunSteps(steps) => self.run_steps(steps),
+            Command::ChangeNode { node, change } => self.change_node(node, change),
+            Command::NodeDrained { node } => self.node_drained(node),
+            Command::SetRebalance { automatic, moves, every } => self.set_rebalance(automatic, moves, every),
+            Command::Rebalance { moves } => self.flag_for_balance(moves),
         }
     }
 

@@ -57,6 +57,9 @@ impl Step<'_> {
             key_fingerprint: key,
             cordoned: false,
             blocked_ports: OrdMap::new(),
+            labels: OrdMap::new(),
+            pool: None,
+            drain: None,
         };
         self.state.nodes.insert(node, Arc::new(row));
         self.event(EventKind::NodeJoined, &format!("node/{name}"), "node joined the cluster", None);

@@ -1,5 +1,7 @@
 //! The reconciler's batch. Looked at again, step by step: the world may have moved on since it was made.
 
+use optimus_common::spec::Kind;
+
 use super::*;
 
 /// How long a port that a stranger held is avoided.
@@ -7,8 +9,11 @@ const PORT_BLOCKED_FOR: Span = Span::secs(300);
 
 impl Step<'_> {
     pub(super) fn plan(&mut self, plan: Plan) -> Applied {
-        let Plan { place, stop, forget, deployments, remove } = plan;
+        let Plan { place, stop, forget, deployments, remove, migrate } = plan;
         let mut changed = false;
+        for id in migrate {
+            changed |= self.flag(id);
+        }
         for (id, reason) in stop {
             changed |= self.stop_alloc(id, reason);
         }
@@ -32,24 +37,62 @@ impl Step<'_> {
 
     fn place(&mut self, placement: Placement) -> bool {
         let Placement { alloc, key, index, release, node, ports } = placement;
-        let wanted = self.state.workloads.get(&key).is_some_and(|w| !w.stopped && index < w.copies && w.release == release);
-        if !wanted || self.state.allocs.contains_key(&alloc) {
+        if !self.wants_copy(&key, index, release, node) || self.state.allocs.contains_key(&alloc) {
             return false; // the world moved on since the plan was made, or the plan was proposed twice
         }
         // One copy of a release in a slot; those on nodes that do not answer may be replaced.
         let answers = |node: &NodeId| self.state.nodes.get(node).is_some_and(|n| n.up);
-        if !planted("plan-unchecked") && self.state.allocs_in(&key, index).any(|a| a.run && a.release == release && answers(&a.node)) {
+        if !planted("plan-unchecked")
+            && self.state.allocs_in(&key, index).any(|a| a.run && !a.migrate && a.release == release && answers(&a.node))
+        {
             return false;
         }
         let Some(spec) = self.state.release(&key, release).map(|r| r.spec.clone()) else { return false };
         if scheduler::fits(self.state, node, &spec, Some(&ports), self.at).is_err() {
             return false;
         }
-        let row = Alloc { id: alloc, key, index, release, node, ports, run: true, stop_reason: None, created_at: self.at, status: None };
+        let row = Alloc {
+            id: alloc,
+            key: key.clone(),
+            index,
+            release,
+            node,
+            ports,
+            run: true,
+            stop_reason: None,
+            created_at: self.at,
+            status: None,
+            migrate: false,
+        };
         let subject = row.subject();
         self.state.insert_alloc(row);
         let name = self.state.nodes.get(&node).map_or_else(String::new, |n| n.facts.name.clone());
+        self.count_attempt(&key, index);
         self.event(EventKind::CopyPlaced, &subject, &format!("release {release} placed on {name}"), None);
+        true
+    }
+
+    /// Whether a copy of the release in this slot, on this node, is (still) wished for.
+    fn wants_copy(&self, key: &WorkloadKey, index: u32, release: u64, node: NodeId) -> bool {
+        let Some(workload) = self.state.workloads.get(key).filter(|w| !w.stopped) else { return false };
+        match self.state.release(key, release).map(|r| r.spec.kind) {
+            Some(Kind::Service) => index < workload.copies && workload.release == release,
+            Some(Kind::Daemon) => {
+                // One copy on a node, of whatever release: the old one ends first.
+                workload.release == release && !self.state.allocs_on(node).any(|a| a.key == *key && !a.has_ended())
+            }
+            Some(Kind::Job) => self
+                .state
+                .run_of_slot(key, index)
+                .is_some_and(|run| run.phase == RunPhase::Active && run.release == release && !run.done.contains(&index)),
+            None => false,
+        }
+    }
+
+    /// Marks a copy to be replaced elsewhere.
+    pub(super) fn flag(&mut self, id: AllocId) -> bool {
+        let Some(row) = self.state.allocs.get_mut(&id).filter(|row| row.run && !row.migrate) else { return false };
+        Arc::make_mut(row).migrate = true;
         true
     }
 
@@ -58,7 +101,7 @@ impl Step<'_> {
         let row = Arc::make_mut(row);
         row.run = false;
         row.stop_reason = Some(reason);
-        if row.phase() == Phase::Failed {
+        if row.phase() == Phase::Failed && !row.migrate {
             let row = row.clone();
             self.could_not_run(&row);
         }
@@ -103,6 +146,7 @@ impl Step<'_> {
         for id in deployments {
             self.state.remove_deployment(id);
         }
+        self.forget_job(key);
         self.forget_failures(key, 0);
         self.state.workloads.remove(key);
         self.event(EventKind::WorkloadRemoved, &key.to_string(), "removed", None);
