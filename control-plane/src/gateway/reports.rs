@@ -213,6 +213,7 @@ mod tests {
             stop_reason: None,
             created_at: Timestamp(1),
             status: Some(Arc::new(known.clone())),
+            migrate: false,
         };
         let mut state = State::default();
         state.allocs.insert(alloc.id, Arc::new(alloc));

@@ -94,6 +94,9 @@ fn admit(server: &Server, test: &TestEnv) -> (NodeId, Papers) {
             key_fingerprint: papers.key.fingerprint().to_vec(),
             cordoned: false,
             blocked_ports: Default::default(),
+            labels: Default::default(),
+            pool: None,
+            drain: None,
         };
         state.nodes.insert(node, Arc::new(row));
     });

@@ -131,6 +131,7 @@ impl TestStore {
                 stop_reason: None,
                 created_at: Timestamp(1),
                 status: None,
+                migrate: false,
             };
             state.allocs.insert(id, Arc::new(alloc));
         });
