@@ -37,11 +37,13 @@ pub enum Permission {
     Restart,
     Stop,
     Remove,
+    /// Start and cancel runs of jobs.
+    Run,
     /// Read what workloads print, which may hold anything.
     Logs,
     /// Look at the hosts.
     Nodes,
-    /// Remove hosts.
+    /// Label, cordon, drain and remove hosts, and move copies between them.
     NodesAdmin,
     /// Let new hosts in.
     Tokens,
@@ -56,7 +58,7 @@ pub enum Permission {
 }
 
 impl Permission {
-    pub const ALL: [Permission; 16] = [
+    pub const ALL: [Permission; 17] = [
         Permission::Public,
         Permission::View,
         Permission::Deploy,
@@ -64,6 +66,7 @@ impl Permission {
         Permission::Restart,
         Permission::Stop,
         Permission::Remove,
+        Permission::Run,
         Permission::Logs,
         Permission::Nodes,
         Permission::NodesAdmin,
@@ -84,6 +87,7 @@ impl Permission {
             Permission::Restart => "restart",
             Permission::Stop => "stop",
             Permission::Remove => "remove",
+            Permission::Run => "run",
             Permission::Logs => "logs",
             Permission::Nodes => "nodes",
             Permission::NodesAdmin => "nodes:admin",

@@ -99,7 +99,7 @@ impl WorkloadsQuery {
     }
 }
 
-fn parse_key(text: &str) -> Result<WorkloadKey, ApiError> {
+pub(super) fn parse_key(text: &str) -> Result<WorkloadKey, ApiError> {
     let mut names = text.split('/').map(|name| Name::new(name).ok());
     match (names.next().flatten(), names.next().flatten(), names.next().flatten(), names.next()) {
         (Some(project), Some(environment), Some(workload), None) => Ok(WorkloadKey { project, environment, workload }),
