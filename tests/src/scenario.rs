@@ -5,6 +5,9 @@
 //! After each line no node may hold more than it has; at the end the log is replayed, and once more with a snapshot
 //! after every entry, and must give the same state.
 
+#[path = "scenario_kinds.rs"]
+mod kinds;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -55,6 +58,8 @@ pub struct World {
     answer: Option<Applied>,
     /// Placements of the last `decide`, to tell whether the leader is at rest.
     decisions: usize,
+    /// What jobs, daemons and drains need.
+    kinds: kinds::Kinds,
 }
 
 /// Runs a scenario; an error names the line.
@@ -86,6 +91,7 @@ impl World {
             log: vec![],
             answer: None,
             decisions: 0,
+            kinds: Default::default(),
         }
     }
 
@@ -161,6 +167,8 @@ impl World {
                 let shown = view::workload(&self.state, row, self.now);
                 same(&format!("{} of {}", shown.copies_ready, shown.copies_wanted), &format!("{ready} of {wanted}"))
             }
+            [node, "is", phase] if self.nodes.contains_key(*node) => self.drain_state(node, phase).unwrap_or(Ok(())),
+            ["leader", "is", "away" | "back"] => self.kinds_line(&words),
             [name, "is", phase] => {
                 let shown = self.state.workload(&key(name)?).map(|row| view::workload(&self.state, row, self.now).phase);
                 same(&shown.map_or("gone".into(), |phase| format!("{phase:?}").to_lowercase()), phase)
@@ -220,7 +228,7 @@ impl World {
                 ensure!(self.decisions <= most, "it took {} decisions", self.decisions);
                 Ok(())
             }
-            _ => bail!("no such line"),
+            _ => self.kinds_line(&words),
         }
     }
 
@@ -248,18 +256,22 @@ impl World {
 
     /// One look of the leader. True: it had something to do, and it took effect.
     fn decide(&mut self) -> anyhow::Result<bool> {
+        if self.kinds.leader_away {
+            return Ok(false);
+        }
         let mut ids = self.ids;
         let outcome = reconciler::reconcile(&self.state, self.now, &mut || {
             ids += 1;
             AllocId(Uuid::from_u128(1_000_000 + ids))
         });
         self.ids = ids;
+        let acted = self.other_commands(&outcome.commands)?;
         if outcome.plan.is_empty() {
-            return Ok(false);
+            return Ok(acted);
         }
         self.decisions += 1;
         let answer = self.apply(Command::Plan(outcome.plan.clone()));
-        ensure!(!matches!(answer, Applied::Unchanged { .. }), "a plan had no effect: {:?}", outcome.plan);
+        ensure!(acted || !matches!(answer, Applied::Unchanged { .. }), "a plan had no effect: {:?}", outcome.plan);
         let lost = outcome.plan.place.iter().find(|p| !self.state.allocs.contains_key(&p.alloc));
         ensure!(lost.is_none(), "planned but refused when applied: {lost:?}");
         // Proposed twice, as after a lost answer, it changes nothing more.
@@ -300,6 +312,11 @@ impl World {
     /// What the copy's agent has to say that is new.
     fn obey(&mut self, alloc: &Alloc) -> Option<AllocStatus> {
         use Behaviour::*;
+        if let Some((phase, reason, exit)) = self.job_ends(alloc) {
+            self.seq += 1;
+            let old = alloc.status.as_deref().cloned().unwrap_or_else(|| AllocStatus::unknown(alloc.id));
+            return Some(AllocStatus { seq: self.seq, phase, ready: false, reason: Some(reason), last_exit: Some(exit), ..old });
+        }
         let of = (alloc.key.workload.to_string(), alloc.release);
         let behaviour = self.behaviour.get(&of).copied().unwrap_or(Ready);
         let old = alloc.status.as_deref();

@@ -29,9 +29,13 @@ fn api(seen: &Seen) -> Reply {
     match (seen.method.as_str(), seen.path()) {
         ("GET", "/v1/workloads") => Reply::json(page(vec![workload("shop/dev/report")])),
         ("POST", path) if path == format!("{RUN}:run") => Reply::json(json!({"index": 5, "changed": true, "run": run(4, "waiting")})),
-        ("POST", path) if path == format!("{RUN}/runs/4:cancel") => Reply::json(json!({"index": 6, "changed": true, "run": run(4, "cancelled")})),
+        ("POST", path) if path == format!("{RUN}/runs/4:cancel") => {
+            Reply::json(json!({"index": 6, "changed": true, "run": run(4, "cancelled")}))
+        }
         ("GET", path) if path == format!("{RUN}/runs/4") => Reply::json(run(4, "failed")),
-        ("GET", path) if path == format!("{RUN}/runs") => Reply::json(json!({"items": [run(4, "failed"), run(3, "succeeded")], "index": 7})),
+        ("GET", path) if path == format!("{RUN}/runs") => {
+            Reply::json(json!({"items": [run(4, "failed"), run(3, "succeeded")], "index": 7}))
+        }
         ("GET", "/v1/jobs") => Reply::json(json!({"index": 7, "items": [{
             "project": "shop", "environment": "dev", "workload": "report", "release": 2, "stopped": false,
             "schedule": {"cron": "0 3 * * *", "timezone": "Europe/Berlin", "overlap": "forbid", "missed": "run_once", "jitter": "0s"},
@@ -95,7 +99,12 @@ fn nodes_are_labelled_cordoned_and_drained() {
     let ran = world.run(&["nodes", "show", "host-1"]).expect(0);
     assert!(ran.out.contains("pool     batch") && ran.out.contains("zone=b"), "{}", ran.out);
     let ran = world.run(&["nodes", "drain", "host-1", "--preview"]).expect(0);
-    assert!(ran.out.contains("moves to host-2") && ran.out.contains("left to finish") && ran.err.contains("2 waves"), "{}{}", ran.out, ran.err);
+    assert!(
+        ran.out.contains("moves to host-2") && ran.out.contains("left to finish") && ran.err.contains("2 waves"),
+        "{}{}",
+        ran.out,
+        ran.err
+    );
     assert!(fake.seen_of("POST", "/v1/nodes/host-1:drain").is_empty());
     let ran = world.run(&["nodes", "drain", "host-1", "--deadline", "10m", "--keep-daemons"]).expect(0);
     assert!(ran.err.contains("is drained, in 3.0s"), "{}", ran.err);
