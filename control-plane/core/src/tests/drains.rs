@@ -1,5 +1,7 @@
 //! Emptying nodes and evening them out.
 
+use proptest::prelude::*;
+
 use super::fleet::*;
 use super::*;
 use crate::drain;
@@ -247,4 +249,47 @@ fn labels_and_pools_of_operators_stand_over_those_of_the_agent() {
     assert_eq!(fleet.state.nodes[&node(0)].labels()["zone"], "a");
     let many = (0..=NODE_LABELS_MAX).map(|n| (format!("l{n}"), Some(String::new()))).collect();
     assert!(matches!(fleet.change(0, NodeChange::Labels(many)), Applied::Refused(Refusal::TooMany { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 8, ..ProptestConfig::default() })]
+
+    /// Whatever is drained, cancelled and opened again in whatever order, as long as nothing is forced: copies that are
+    /// ready are never fewer than those wanted less those that may be missing, no move counts as a failure, and in the
+    /// end all is at rest.
+    #[test]
+    fn drains_never_take_more_than_may_be_missing(
+        copies in 1u32..6, parallel in 1u32..4, takes in 0u64..6,
+        acts in prop::collection::vec((0usize..3, 0u8..4, 0u64..12), 1..20),
+    ) {
+        let mut fleet = Fleet::new(3);
+        fleet.work("web", Work { ready_after: Some(Span::secs(takes)), ..Work::default() });
+        fleet.work("batch", Work { takes: Span::secs(20), ..Work::default() });
+        fleet.deploy("web", with_parallel(copies, parallel));
+        fleet.deploy("logger", WorkloadSpec { resources: Resources { cpu: Millicores(100), ..spec().resources }, ..daemon() });
+        fleet.deploy("batch", job());
+        fleet.pass(takes + 10);
+        let least = copies.saturating_sub(parallel) as usize;
+        for (n, act, pass) in acts {
+            match act {
+                0 | 1 => fleet.drain(n, None),
+                2 => drop(fleet.change(n, NodeChange::CancelDrain)),
+                _ => drop(fleet.change(n, NodeChange::Uncordon)),
+            }
+            for _ in 0..pass {
+                fleet.pass(1);
+                prop_assert!(fleet.ready("web") >= least, "{} of {copies} ready", fleet.ready("web"));
+                prop_assert!((0..3).all(|n| fleet.running("logger", n) <= 1));
+            }
+        }
+        for n in 0..3 {
+            fleet.change(n, NodeChange::Uncordon);
+        }
+        fleet.pass(60);
+        prop_assert_eq!((fleet.ready("web"), flagged(&fleet, "web"), fleet.ready("logger")), (copies as usize, 0, 3));
+        prop_assert!(fleet.state.failures.is_empty());
+        prop_assert!(fleet.phases("batch").iter().all(|p| *p == RunPhase::Succeeded));
+        prop_assert!(!fleet.look(), "the leader still has something to do");
+        fleet.replays();
+    }
 }
