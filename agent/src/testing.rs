@@ -68,6 +68,7 @@ pub fn spec(argv: &[&str]) -> WorkloadSpec {
         schedule: None,
         timeout: None,
         disconnect: None,
+        runs: None,
     }
 }
 

@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    agent, cluster, completion, deploy, deployments, dev, events, explain, help, init, logs, nodes, plan, ps, restart, rm, scale, server,
-    status, steer, stop, top, validate, version,
+    agent, cluster, completion, deploy, deployments, dev, events, explain, help, init, jobs, logs, nodes, plan, ps, rebalance, restart, rm,
+    run, runs, scale, server, status, steer, stop, top, validate, version,
 };
 use crate::output::ColorChoice;
 
@@ -110,12 +110,24 @@ pub enum Verb {
     /// Stop a workload and forget it
     #[command(before_help = rm::EXAMPLES)]
     Rm(rm::Args),
+    /// Start a run of a job and wait for its end
+    #[command(before_help = run::EXAMPLES)]
+    Run(run::Args),
+    /// List the runs of a job, or cancel one
+    #[command(before_help = runs::EXAMPLES)]
+    Runs(runs::Args),
+    /// List jobs, when they run next and how they last ended
+    #[command(before_help = jobs::EXAMPLES)]
+    Jobs(jobs::Args),
     /// Say why a copy or workload is as it is, or what a field or error code means
     #[command(before_help = explain::EXAMPLES)]
     Explain(explain::Args),
-    /// List hosts, or let new ones in
+    /// List, label, cordon and drain hosts, or let new ones in
     #[command(before_help = nodes::EXAMPLES)]
     Nodes(nodes::Args),
+    /// Move copies to even out the hosts, within a budget
+    #[command(before_help = rebalance::EXAMPLES)]
+    Rebalance(rebalance::Args),
     /// Look at the servers of the control plane, add and remove them, export, restore and recover their state
     #[command(before_help = cluster::EXAMPLES)]
     Cluster(cluster::Args),

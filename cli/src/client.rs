@@ -129,6 +129,11 @@ impl Client {
         self.answer(Ask { method: Method::POST, path, query, body: Some(body), timeout: REQUEST_TIMEOUT, ndjson: false, what }).await
     }
 
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, what: &str) -> Result<Answer<T>, Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| Failure::new(Exit::Failed, what).because(error.to_string()))?;
+        self.answer(Ask { method: Method::PUT, path, query: &[], body: Some(body), timeout: REQUEST_TIMEOUT, ndjson: false, what }).await
+    }
+
     pub async fn delete<T: DeserializeOwned>(&self, path: &str, what: &str) -> Result<Answer<T>, Failure> {
         self.answer(Ask { method: Method::DELETE, path, query: &[], body: None, timeout: REQUEST_TIMEOUT, ndjson: false, what }).await
     }

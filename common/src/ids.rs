@@ -50,6 +50,8 @@ typed_id! {
     DeploymentId,
     /// A join token.
     TokenId,
+    /// One run of a job. That of a scheduled run follows from the job and the instant it was due at.
+    RunId,
     /// One API request that changes something; a retry carries the same id.
     RequestId,
 }

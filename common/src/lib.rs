@@ -22,7 +22,7 @@ pub mod units;
 pub mod usage;
 
 pub use figures::Figures;
-pub use ids::{AllocId, ClusterId, DeploymentId, Name, NodeId, TokenId, WorkloadKey};
+pub use ids::{AllocId, ClusterId, DeploymentId, Name, NodeId, RunId, TokenId, WorkloadKey};
 pub use metric::Metric;
 pub use reason::Reason;
 pub use time::{Span, Timestamp};

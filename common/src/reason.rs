@@ -181,6 +181,24 @@ pub enum Reason {
     Missing {
         what: String,
     },
+    // runs of jobs, and nodes
+    /// A try of a job's run took longer than its `timeout`.
+    TimedOut {
+        after: Span,
+    },
+    /// Another run of the job is active.
+    RunActive {
+        run: u64,
+    },
+    /// Its node is being emptied.
+    Drained {
+        node: String,
+    },
+    /// The daemon is not for this node, or no longer.
+    NotForNode {
+        node: String,
+        why: Refusal,
+    },
 }
 
 /// The registered facts of one code.
@@ -266,6 +284,14 @@ codes! {
     RELEASE_COMMAND = "OPT-2517", "the release command failed",
         "`release_command` runs once before the first copy of a release starts. It ended badly or took too long, so nothing else was touched.";
     MISSING = "OPT-2518", "something it needs is missing", "The detail says what. The deployment begins when it is there.";
+    RUN_TIMED_OUT = "OPT-2601", "the run took too long",
+        "A try of the job's run was stopped because it took longer than `timeout`. Give it more time, or look at its last lines for what it waits for.";
+    RUN_ACTIVE = "OPT-2602", "another run is active",
+        "The job's schedule forbids that runs overlap, or as many runs as `runs.active` allows are active: this one waits or is skipped.";
+    DRAINED = "OPT-2603", "moved off a node that is being emptied",
+        "Somebody drains the copy's node. It is placed elsewhere as soon as there is room.";
+    NOT_FOR_NODE = "OPT-2604", "the daemon is not for this node",
+        "A daemon runs on the nodes that match it; this one does not, or no longer.";
     INVALID_SPEC = "OPT-1001", "the project file is not valid",
         "The place and the cause are given. `optimus explain FIELD` documents each field.";
     NOT_AVAILABLE_YET = "OPT-1002", "not available yet",
@@ -334,6 +360,10 @@ impl Reason {
             CalledOff { .. } => &code::CALLED_OFF,
             ReleaseCommand { .. } => &code::RELEASE_COMMAND,
             Missing { .. } => &code::MISSING,
+            TimedOut { .. } => &code::RUN_TIMED_OUT,
+            RunActive { .. } => &code::RUN_ACTIVE,
+            Drained { .. } => &code::DRAINED,
+            NotForNode { .. } => &code::NOT_FOR_NODE,
         }
     }
 
@@ -361,6 +391,9 @@ impl Reason {
                 | Reason::Paused { .. }
                 | Reason::Baking { .. }
                 | Reason::CalledOff { .. }
+                | Reason::RunActive { .. }
+                | Reason::Drained { .. }
+                | Reason::NotForNode { .. }
         )
     }
 }
@@ -498,6 +531,10 @@ impl fmt::Display for Reason {
             CalledOff { why: Some(why) } => write!(f, "called off: {why}"),
             ReleaseCommand { why } => write!(f, "the release command failed: {why}"),
             Missing { what } => write!(f, "{what}"),
+            TimedOut { after } => write!(f, "took longer than its timeout of {after}"),
+            RunActive { run } => write!(f, "run {run} is active"),
+            Drained { node } => write!(f, "node {node} is being drained"),
+            NotForNode { node, why } => write!(f, "not for node {node}: {why}"),
         }
     }
 }

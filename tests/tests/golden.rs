@@ -15,9 +15,11 @@ use optimus_common::join_token::Role;
 use optimus_common::protocol::*;
 use optimus_common::reason::{Exit, NodeRefusal, Oom, Refusal};
 use optimus_common::spec::{self, Context, WorkloadSpec};
-use optimus_common::{AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
+use optimus_common::{
+    AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, RunId, Span, Timestamp, TokenId, WorkloadKey,
+};
 use optimus_core::state::command::*;
-use optimus_core::state::{Member, Proposal, RotationPhase, State};
+use optimus_core::state::{Due, Member, Proposal, RotationPhase, RunPhase, SkipReason, State};
 use optimus_tests::harness::repo_root;
 use uuid::Uuid;
 
@@ -139,6 +141,35 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("deploy_if", Command::DeployIf { items: vec![item.clone()], revision: 41 }),
         ("ack_endpoints", Command::AckEndpoints { router: "edge-1".into(), generation: 300 }),
         ("steer", Command::Steer { key: key(), act: Steering::RollBack { to: Some(1) }, why: Some("slow".into()), deployment }),
+        ("plan_migrate", Command::Plan(Plan { migrate: vec![alloc], ..Plan::default() })),
+        ("start_run", Command::StartRun(run_order())),
+        ("cancel_run", Command::CancelRun { key: key(), number: 3 }),
+        ("run_steps", Command::RunSteps(run_steps(alloc))),
+        ("change_node", Command::ChangeNode { node, change: NodeChange::Labels(BTreeMap::from([("zone".into(), Some("b".into()))])) }),
+        ("drain_node", Command::ChangeNode { node, change: NodeChange::Drain { deadline: Some(Timestamp(9)), keep_daemons: true } }),
+        ("node_drained", Command::NodeDrained { node }),
+        ("set_rebalance", Command::SetRebalance { automatic: true, moves: 3, every: Span::secs(600) }),
+        ("rebalance", Command::Rebalance { moves: vec![alloc] }),
+    ]
+}
+
+fn run_order() -> RunOrder {
+    let params = BTreeMap::from([("CUSTOMER".to_owned(), "7".to_owned())]);
+    RunOrder { key: key(), id: RunId(uuid(12)), params, payload: Some(Arc::new(vec![1, 2, 255])) }
+}
+
+fn run_steps(alloc: AllocId) -> Vec<RunStep> {
+    let due = Due { at: Timestamp(60_000), local: "1970-01-01T01:01:00+01:00[Europe/Berlin]".into(), start_at: Timestamp(61_000) };
+    let key = key();
+    vec![
+        RunStep::Arm { key: key.clone(), release: 2, decided: Timestamp(5), next: Some(due.clone()) },
+        RunStep::Due { key: key.clone(), due: due.clone(), start: Ok(RunId(uuid(13))), next: None },
+        RunStep::Due { key: key.clone(), due: due.clone(), start: Err(SkipReason::Overlap { run: 4 }), next: Some(due) },
+        RunStep::Deploy { key: key.clone(), release: 2, id: RunId(uuid(14)) },
+        RunStep::Begin { key: key.clone(), number: 3 },
+        RunStep::Done { key: key.clone(), number: 3, alloc },
+        RunStep::Tried { key: key.clone(), number: 3, alloc, retry_at: Some(Timestamp(8)) },
+        RunStep::End { key, number: 3, phase: RunPhase::Failed, reason: Some(Reason::TimedOut { after: Span::secs(1) }) },
     ]
 }
 
@@ -161,6 +192,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::Scale { .. } => "scale",
         Command::StopWorkload { .. } => "stop_workload",
         Command::RemoveWorkload { .. } => "remove_workload",
+        Command::Plan(plan) if !plan.migrate.is_empty() => "plan_migrate",
         Command::Plan(_) => "plan",
         Command::Report { .. } => "report",
         Command::AdmitServer { .. } => "admit_server",
@@ -179,6 +211,14 @@ fn name_of(command: &Command) -> &'static str {
         Command::Steer { .. } => "steer",
         Command::AckEndpoints { .. } => "ack_endpoints",
         Command::DeployIf { .. } => "deploy_if",
+        Command::StartRun(_) => "start_run",
+        Command::CancelRun { .. } => "cancel_run",
+        Command::RunSteps(_) => "run_steps",
+        Command::ChangeNode { change: NodeChange::Drain { .. }, .. } => "drain_node",
+        Command::ChangeNode { .. } => "change_node",
+        Command::NodeDrained { .. } => "node_drained",
+        Command::SetRebalance { .. } => "set_rebalance",
+        Command::Rebalance { .. } => "rebalance",
     }
 }
 

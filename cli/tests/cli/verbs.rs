@@ -282,6 +282,9 @@ fn nodes_are_listed_and_let_in() {
         certificate_expires_at: Timestamp(0),
         clock_skew_ms: Some(14_200),
         labels: Default::default(),
+        pool: "default".into(),
+        cordoned: false,
+        drain: None,
     };
     let fake = Fake::start(move |seen| match (seen.method.as_str(), seen.path()) {
         ("GET", "/v1/nodes") => Reply::json(page(vec![node.clone()])),

@@ -3,6 +3,10 @@
 //! Times are RFC 3339, spans `"30s"`, sizes integer bytes, cpu in cores. Lists are pages. Errors are
 //! [`Problem`] (RFC 9457) with a code of [`crate::reason::CODES`].
 
+mod operate;
+
+pub use operate::*;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -456,7 +460,13 @@ pub struct Node {
     /// How far the node's clock is ahead of the servers', in milliseconds (negative: behind). Only when it is off by more than 1 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_skew_ms: Option<i64>,
+    /// Those of operators over those of its agent.
     pub labels: BTreeMap<String, String>,
+    pub pool: String,
+    /// It takes no new copies.
+    pub cordoned: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainView>,
 }
 
 /// Something that happened. `index` and `n` order and name it.

@@ -39,9 +39,7 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
             errors.push(error(name, spec, &field, format!("{what} is not available yet")));
         };
         match spec.kind {
-            Kind::Service => {}
-            Kind::Job => add("kind", "a job"),
-            Kind::Daemon => add("kind", "a daemon"),
+            Kind::Service | Kind::Job | Kind::Daemon => {}
         }
         if matches!(spec.driver, Driver::Container { .. }) {
             add("image", "running containers");
@@ -58,12 +56,6 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
         }
         if spec.update.release.is_some() {
             add("release_command", "a release command");
-        }
-        if spec.schedule.is_some() {
-            add("schedule", "a schedule");
-        }
-        if spec.timeout.is_some() {
-            add("timeout", "a time limit for runs");
         }
     }
     errors
@@ -155,6 +147,7 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
         schedule,
         timeout,
         disconnect: _,
+        runs,
     } = spec;
     rules.run(run, matches!(driver, Driver::Container { .. }));
     if let Driver::Container { image } = driver {
@@ -190,6 +183,11 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
     });
     rules.want(*grace <= Span::secs(3600), "stop.grace", || "`stop.grace` must be at most 1h".into());
     super::update::check(&mut rules, spec);
+    let update = &spec.update;
+    rules.want(update.percent.is_none() || *kind == Kind::Daemon, "update.percent", || {
+        "`update.percent` is for a daemon; use `parallel`".into()
+    });
+    rules.want((1..=100).contains(&update.percent.unwrap_or(1)), "update.percent", || "`update.percent` must be from 1 to 100".into());
     rules.want(logs.size >= LOG_MIN, "logs.size", || format!("`logs.size` must be at least {LOG_MIN}"));
     rules.want(logs.size.0 <= 1 << 40, "logs.size", || "`logs.size` must be at most 1T".into());
     rules.want(secrets.len() <= LIST_MAX, "secrets", || format!("at most {LIST_MAX} secrets"));
@@ -217,14 +215,16 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
     rules.want(copies.is_none() || *kind != Kind::Daemon, "copies", || {
         "`copies` is no field of a daemon: it runs once on every matching node".into()
     });
-    if let Some(schedule) = schedule {
-        rules.text("schedule", schedule);
-        rules.want(schedule.split_whitespace().count() == 5 && schedule.len() <= 256, "schedule", || {
-            "`schedule` must be a cron line of five fields".into()
-        });
-    }
+    rules.job(*kind, schedule.as_ref(), runs.as_ref());
     if let Some(timeout) = timeout {
         rules.spans("", &[("timeout", *timeout)]);
+        rules.want(*timeout >= Span(100), "timeout", || "`timeout` must be at least 100ms".into());
+    }
+    if *kind == Kind::Job {
+        rules.want(copies.unwrap_or(1) >= 1, "copies", || "a run has at least one copy".into());
+        rules.want(health.liveness.is_none() && health.readiness.is_none(), "health", || {
+            "a job is done when it ends: it has no health check".into()
+        });
     }
     rules.0
 }

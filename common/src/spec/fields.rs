@@ -78,6 +78,7 @@ fields! {
     "update.strategy", "rolling, canary or blue-green", "rolling", "update = { strategy = \"canary\" }", true,
         "`rolling` replaces copies a few at a time. `canary` tries the release on a few copies with a share of the traffic first. `blue-green` starts a whole second set, switches all traffic at once and keeps the old set for a while.";
     "update.parallel", "1 to 1000", "1", "update = { parallel = 5 }", true, "How many copies move at a time.";
+    "update.percent", "1 to 100", "none", "update = { percent = 20 }", true, "How many nodes of a daemon move at a time, in percent of those that match, rounded up; instead of `parallel`.";
     "update.deadline", "a duration", "2m", "update = { deadline = \"10m\" }", true, "Longest time without another copy becoming ready.";
     "update.min_ready", "a duration", "0s; 1s without a health check", "update = { min_ready = \"10s\" }", true, "How long a new copy must stay ready before it counts.";
     "update.max_surge", "a number of copies or a share", "as `parallel`", "update = { max_surge = \"25%\" }", true, "How many copies there may be beyond the wanted number while they move.";
@@ -101,8 +102,26 @@ fields! {
     "logs.size", "a size, at least 64K", "32M", "logs = { size = \"64M\" }", true, "Budget of one copy; the oldest goes first.";
     "secrets", "a list of names", "none", "secrets = [\"DATABASE_URL\"]", false, "Secrets given to the process as environment variables.";
     "labels", "a table of text", "empty", "labels = { team = \"shop\" }", true, "Free labels, shown with the workload.";
-    "schedule", "a cron line", "none", "schedule = \"0 3 * * *\"", false, "When a job runs.";
-    "timeout", "a duration", "none", "timeout = \"1h\"", false, "Longest run of a job.";
+    "schedule", "a cron line or a table", "none", "schedule = { cron = \"0 3 * * *\", timezone = \"Europe/Berlin\" }", true,
+        "When a job runs by itself. Each run is known by the job and the instant it was due at, so none happens twice.";
+    "schedule.cron", "a cron line of five fields", "required", "schedule = { cron = \"*/15 * * * *\" }", true,
+        "Minute, hour, day of the month, month, day of the week. A fixed time that a clock change skips runs right after it; one that it repeats runs once.";
+    "schedule.timezone", "an IANA name", "UTC", "schedule = { cron = \"0 3 * * *\", timezone = \"Europe/Berlin\" }", true, "The zone the fields are read in.";
+    "schedule.overlap", "forbid, replace or allow", "forbid", "schedule = { cron = \"* * * * *\", overlap = \"replace\" }", true,
+        "What happens to a run that is due while another is active: it is skipped, takes the other's place, or runs beside it.";
+    "schedule.missed", "skip, run_once or run_all", "run_once", "schedule = { cron = \"0 * * * *\", missed = \"run_all\" }", true,
+        "What happens to runs that were due while nobody could start them: none, the newest or all of them (at most 50) run as soon as possible.";
+    "schedule.jitter", "a duration, at most 1h", "0s", "schedule = { cron = \"0 * * * *\", jitter = \"2m\" }", true, "Each run starts up to so much later, so that jobs due at one time do not start together.";
+    "timeout", "a duration", "none", "timeout = \"1h\"", true, "Longest time one try of a job's run may take; then it is stopped and has failed.";
+    "runs", "a table", "see its fields", "runs = { active = 2, retries = 3 }", true, "How the runs of a job are admitted, retried and remembered.";
+    "runs.active", "1 to 1000", "1 with a schedule that forbids overlap, else 10", "runs = { active = 4 }", true, "How many runs may be active at the same time.";
+    "runs.waiting", "0 to 1000", "100", "runs = { waiting = 0 }", true, "How many runs may wait for their turn; a further one is refused.";
+    "runs.retries", "0 to 100", "0", "runs = { retries = 3 }", true, "How often a run is tried again after a copy of it failed, with the pauses of `restart`.";
+    "runs.keep", "1 to 200", "20", "runs = { keep = 50 }", true, "How many ended runs are remembered.";
+    "runs.on", "deploy or request", "deploy; request with a schedule or parameters", "runs = { on = \"request\" }", true, "`deploy`: each new release runs once. `request`: only `optimus run` and the schedule start it.";
+    "runs.params", "a list of names", "empty", "runs = { params = [\"CUSTOMER\"] }", true, "Parameters each run must be given: `optimus run JOB -p CUSTOMER=7`. The process finds them as OPTIMUS_PARAM_<NAME>.";
+    "runs.payload", "optional, required or forbidden", "optional", "runs = { payload = \"required\" }", true, "Whether a run takes a payload: `optimus run JOB --payload FILE`, at most 16 KiB. The process finds it in the file OPTIMUS_PAYLOAD_FILE.";
+    "runs.start_within", "a duration", "1h", "runs = { start_within = \"10m\" }", true, "Longest time a run may wait for room on a node before it has failed.";
     "env.NAME", "a section", "none", "[env.prod]\ncopies = 5", true,
         "Overlay of an environment: [env.prod] in a flat file, [env.prod.service.web] otherwise. Its fields replace those of the workload; the tables `env` and `labels` are merged.";
 }
@@ -112,8 +131,11 @@ const ALL: &[Kind] = &[Kind::Service, Kind::Job, Kind::Daemon];
 impl Field {
     /// The kinds of workload that take it; none for what stands outside workloads.
     pub fn kinds(&self) -> &'static [Kind] {
+        if self.name == "update.percent" {
+            return &[Kind::Daemon];
+        }
         match self.name.split('.').next().unwrap_or("") {
-            "schedule" | "timeout" => &[Kind::Job],
+            "schedule" | "timeout" | "runs" => &[Kind::Job],
             "copies" => &[Kind::Service, Kind::Job],
             "project" => &[],
             _ => ALL,

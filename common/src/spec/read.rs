@@ -373,6 +373,8 @@ impl Reader<'_> {
         let mut update = self.update(f.get("update"), min_ready);
         update.after = self.after(f.get("after"));
         update.release = f.get("release_command").and_then(|n| self.release_command(n));
+        let schedule = f.get("schedule").and_then(|n| self.schedule(n));
+        let runs = self.runs(kind, f.get("runs"), schedule.as_ref());
         let spec = WorkloadSpec {
             kind,
             driver: driver.unwrap_or(Driver::Container { image: String::new() }), // refused above
@@ -395,9 +397,10 @@ impl Reader<'_> {
             logs: self.logs(f.get("logs")),
             secrets: f.get("secrets").map(|n| self.list("secrets", n)).unwrap_or_default(),
             labels: f.get("labels").map(|n| self.texts("labels", n)).unwrap_or_default(),
-            schedule: f.get("schedule").and_then(|n| self.text("schedule", n)),
+            schedule,
             timeout: f.get("timeout").and_then(|n| self.span("timeout", n)),
             disconnect: f.get("disconnect").and_then(|n| self.disconnect(n)),
+            runs,
         };
         // Rules between fields. One about a field that was refused above would be told of a value nobody wrote.
         let depth = self.path.len();

@@ -112,6 +112,11 @@ fn every_field_is_documented_and_its_example_is_read() {
             assert!(bad(&format!("name = \"w\"\nrun = \"x\"\n{}\n", field.example)).contains("field of a job"), "{}", field.name);
             continue;
         }
+        if field.kinds() == [Kind::Daemon] {
+            good(&format!("[daemon.w]\nrun = \"x\"\n{}\n", field.example));
+            assert!(bad(&format!("name = \"w\"\nrun = \"x\"\n{}\n", field.example)).contains("for a daemon"), "{}", field.name);
+            continue;
+        }
         let mut text = String::new();
         let on_admin = field.example.contains("port = \"admin\"");
         for (key, line) in [("name", "name = \"w\"\n"), ("run", "run = \"x\"\n"), ("port", "port = \"auto\"\n")] {

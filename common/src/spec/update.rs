@@ -25,6 +25,10 @@ pub struct Update {
     pub strategy: Strategy,
     /// How many copies move at a time: so many new copies may be unproven at once.
     pub parallel: u32,
+    /// Of a daemon: how many of its nodes move at a time, in percent of those that match, rounded up. Instead of
+    /// `parallel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u32>,
     /// Longest time a deployment may go without progress before it fails.
     pub deadline: Span,
     /// How long a new copy must stay ready before it counts.
@@ -76,6 +80,7 @@ impl Default for Update {
         Update {
             strategy: Strategy::Rolling,
             parallel: 1,
+            percent: None,
             deadline: Span::secs(120),
             min_ready: Span(0),
             max_surge: None,
@@ -209,6 +214,7 @@ impl Reader<'_> {
                 self.within("update", |r| {
                     update.strategy = get("strategy").and_then(|n| r.strategy("strategy", n)).unwrap_or(update.strategy);
                     update.parallel = get("parallel").and_then(|n| r.integer("parallel", n, 1, 1000)).map_or(update.parallel, |n| n as u32);
+                    update.percent = get("percent").and_then(|n| r.integer("percent", n, 1, 100)).map(|n| n as u32);
                     update.deadline = get("deadline").and_then(|n| r.span("deadline", n)).unwrap_or(update.deadline);
                     update.min_ready = get("min_ready").and_then(|n| r.span("min_ready", n)).unwrap_or(update.min_ready);
                     update.max_surge = get("max_surge").and_then(|n| r.amount("max_surge", n));
@@ -354,6 +360,7 @@ pub(super) fn check(rules: &mut Rules, spec: &WorkloadSpec) {
     let Update {
         strategy,
         parallel,
+        percent: _,
         deadline,
         min_ready,
         max_surge,

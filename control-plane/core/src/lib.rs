@@ -5,7 +5,9 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod deployments;
+pub mod drain;
 pub mod endpoints;
+pub mod jobs;
 pub mod reconciler;
 pub mod scheduler;
 pub mod state;

@@ -15,7 +15,11 @@ use optimus_common::spec::*;
 use optimus_common::{AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 
 mod ca_rotation;
+mod crons;
 mod deployments;
+mod drains;
+mod fleet;
+mod kinds;
 mod properties;
 mod rollouts;
 
@@ -49,6 +53,7 @@ fn spec() -> WorkloadSpec {
         schedule: None,
         timeout: None,
         disconnect: None,
+        runs: None,
     }
 }
 

@@ -1,11 +1,16 @@
 //! From rows of the state to what the API shows. Pure; rows are destructured, so that a new field stops the build here.
 
+mod operate;
+
+pub use operate::{drain_preview, job, job_run, rebalance_moves, rebalance_settings};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use optimus_common::api::v1 as api;
 use optimus_common::api::v1::{NodePhase, ReasonView, WorkloadPhase};
 use optimus_common::protocol::{NodeFacts, Phase};
+use optimus_common::spec::Kind;
 use optimus_common::{Bytes, Millicores, Reason, Timestamp};
 
 use crate::reconciler;
@@ -27,7 +32,7 @@ pub fn workload(state: &State, row: &Workload, now: Timestamp) -> api::Workload 
         release,
         newest: _,
         stable: _,
-        copies,
+        copies: _,
         stopped,
         removing: _,
         created_at,
@@ -36,11 +41,11 @@ pub fn workload(state: &State, row: &Workload, now: Timestamp) -> api::Workload 
         deployment: deployment_id,
     } = row;
     let allocs: Vec<&Arc<Alloc>> = state.allocs_of(key).filter(|a| !a.has_ended()).collect();
-    let ready = slots_ready(state, row);
-    let wanted = if *stopped { 0 } else { *copies };
+    let (wanted, ready) = wanted_and_ready(state, row);
     let newest = deployment_id.and_then(|id| state.deployments.get(&id));
     let under_way = newest.is_some_and(|d| !d.phase.is_final());
-    let phase = match (*stopped, under_way, ready >= wanted) {
+    let failing = operate::job_trouble(state, row).is_some();
+    let phase = match (*stopped, under_way, ready >= wanted && !failing) {
         (true, ..) => WorkloadPhase::Stopped,
         (_, true, _) => WorkloadPhase::Deploying,
         (_, _, true) => WorkloadPhase::Ready,
@@ -92,6 +97,22 @@ fn missing_spec() -> optimus_common::spec::WorkloadSpec {
         schedule: None,
         timeout: None,
         disconnect: None,
+        runs: None,
+    }
+}
+
+/// How many copies a workload should have now, and how many of them are ready.
+fn wanted_and_ready(state: &State, row: &Workload) -> (u32, u32) {
+    let release = state.release(&row.key, row.release);
+    match release.map(|r| r.spec.kind) {
+        _ if row.stopped => (0, slots_ready(state, row)),
+        Some(Kind::Daemon) => {
+            let nodes = release.map_or(0, |release| reconciler::nodes_wanted(state, row, release).count());
+            let ready = |a: &&Arc<Alloc>| a.run && a.is_ready() && is_current(state, a);
+            (nodes as u32, state.allocs_of(&row.key).filter(ready).map(|a| a.node).collect::<BTreeSet<_>>().len() as u32)
+        }
+        Some(Kind::Job) => operate::job_copies(state, row),
+        _ => (row.copies, slots_ready(state, row)),
     }
 }
 
@@ -117,7 +138,8 @@ fn why_not_ready(state: &State, row: &Workload, now: Timestamp) -> Option<Reason
             reason => calm = calm.or(reason),
         }
     }
-    reconciler::unplaced_slots(state, row, now, 1).pop().map(|(_, reason)| reason).or(calm)
+    let unplaced = reconciler::unplaced_slots(state, row, now, 1).pop().map(|(_, reason)| reason);
+    unplaced.or_else(|| operate::job_trouble(state, row)).or(calm)
 }
 
 /// Why a copy is not running and ready; unset when it is.
@@ -194,13 +216,16 @@ pub fn node(state: &State, row: &Node, now: Timestamp) -> api::Node {
         changed_at,
         certificate_expires_at,
         key_fingerprint: _,
-        cordoned: _,
+        cordoned,
         blocked_ports: _,
         ca_trusted: _,
         ca_signer: _,
         clock_skew_ms,
+        labels: _,
+        pool: _,
+        drain: _,
     } = row;
-    let NodeFacts { name, version, cpu, memory, arch, kernel, cgroup, unenforced, drivers, ports: _, address, boot_id: _, labels } =
+    let NodeFacts { name, version, cpu, memory, arch, kernel, cgroup, unenforced, drivers, ports: _, address, boot_id: _, labels: _ } =
         facts.clone();
     let taken = scheduler::taken(state, *id);
     api::Node {
@@ -223,7 +248,10 @@ pub fn node(state: &State, row: &Node, now: Timestamp) -> api::Node {
         last_seen: if *up { now } else { *changed_at },
         certificate_expires_at: *certificate_expires_at,
         clock_skew_ms: *clock_skew_ms,
-        labels,
+        labels: row.labels(),
+        pool: row.pool().to_owned(),
+        cordoned: *cordoned,
+        drain: operate::drain(state, row),
     }
 }
 
@@ -274,6 +302,13 @@ fn serde_name(kind: &crate::state::EventKind) -> String {
         DeploymentPromoted => "deployment_promoted",
         DeploymentPaused => "deployment_paused",
         CopyUpdated => "copy_updated",
+        RunStarted => "run_started",
+        RunEnded => "run_ended",
+        RunSkipped => "run_skipped",
+        NodeChanged => "node_changed",
+        NodeDraining => "node_draining",
+        NodeDrained => "node_drained",
+        Rebalanced => "rebalanced",
     }
     .to_owned()
 }
@@ -307,6 +342,9 @@ pub fn explain_workload(state: &State, row: &Workload, now: Timestamp) -> api::E
     let subject = key.to_string();
     let summary = match (&shown.reason, shown.phase) {
         (_, WorkloadPhase::Stopped) => format!("{} is stopped on request", key.workload),
+        (_, WorkloadPhase::Ready) if shown.spec.kind == Kind::Job => {
+            format!("{} is well: {} copies of its runs are at work", key.workload, shown.copies_ready)
+        }
         (_, WorkloadPhase::Ready) => format!("{} is ready: {} of {} copies", key.workload, shown.copies_ready, shown.copies_wanted),
         (Some(reason), _) => {
             format!("{}: {} of {} copies ready: {}", key.workload, shown.copies_ready, shown.copies_wanted, reason.message)
@@ -411,8 +449,8 @@ pub fn status(state: &State, leader: Option<u64>, term: u64, servers: u32) -> Op
     let (mut wanted, mut ready) = (0, 0);
     let mut troubled: Option<(String, u32, u32)> = None;
     for row in state.workloads.values() {
-        let copies = if row.stopped { 0 } else { row.copies };
-        let up = if row.stopped { 0 } else { slots_ready(state, row) };
+        let (copies, up) = wanted_and_ready(state, row);
+        let up = up.min(copies);
         wanted += copies;
         ready += up;
         if up < copies && troubled.is_none() {

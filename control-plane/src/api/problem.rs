@@ -213,7 +213,9 @@ impl From<Refusal> for ApiError {
                 ApiError::new(StatusCode::FORBIDDEN, code::TOKEN_REFUSED, detail)
             }
             Refusal::TokenRole { .. } => ApiError::new(StatusCode::FORBIDDEN, code::TOKEN_REFUSED, detail),
-            Refusal::NoSuchServer(_) => ApiError::not_found(detail),
+            Refusal::NoSuchServer(_) | Refusal::NoSuchRun(..) => ApiError::not_found(detail),
+            Refusal::RunsFull { .. } => ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::OVERLOADED, detail).retry(RETRY_DEFAULT),
+            Refusal::RunInput(_) => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, code::BAD_REQUEST, detail),
             Refusal::BeingRemoved(_)
             | Refusal::CannotSteer { .. }
             | Refusal::ChangedSince { .. }
@@ -225,7 +227,12 @@ impl From<Refusal> for ApiError {
             | Refusal::RotationUnderWay
             | Refusal::NoRotation
             | Refusal::RotationPastAbort
-            | Refusal::NotYet { .. } => ApiError::conflict(detail),
+            | Refusal::NotYet { .. }
+            | Refusal::NotAJob(_)
+            | Refusal::Stopped(_)
+            | Refusal::RunOver(..)
+            | Refusal::NoCopies(_)
+            | Refusal::KindChanged { .. } => ApiError::conflict(detail),
         }
     }
 }

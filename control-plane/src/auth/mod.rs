@@ -39,11 +39,13 @@ pub enum Permission {
     Remove,
     /// Say, as a router, which endpoints it has taken on.
     Route,
+    /// Start and cancel runs of jobs.
+    Run,
     /// Read what workloads print, which may hold anything.
     Logs,
     /// Look at the hosts.
     Nodes,
-    /// Remove hosts.
+    /// Label, cordon, drain and remove hosts, and move copies between them.
     NodesAdmin,
     /// Let new hosts in.
     Tokens,
@@ -58,7 +60,7 @@ pub enum Permission {
 }
 
 impl Permission {
-    pub const ALL: [Permission; 17] = [
+    pub const ALL: [Permission; 18] = [
         Permission::Public,
         Permission::View,
         Permission::Deploy,
@@ -67,6 +69,7 @@ impl Permission {
         Permission::Stop,
         Permission::Remove,
         Permission::Route,
+        Permission::Run,
         Permission::Logs,
         Permission::Nodes,
         Permission::NodesAdmin,
@@ -88,6 +91,7 @@ impl Permission {
             Permission::Stop => "stop",
             Permission::Remove => "remove",
             Permission::Route => "route",
+            Permission::Run => "run",
             Permission::Logs => "logs",
             Permission::Nodes => "nodes",
             Permission::NodesAdmin => "nodes:admin",

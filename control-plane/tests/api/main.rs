@@ -6,6 +6,7 @@ mod bounds;
 mod changes;
 mod cluster;
 mod errors;
+mod operate;
 mod reads;
 mod steering;
 mod streams;

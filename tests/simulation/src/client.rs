@@ -64,6 +64,7 @@ pub fn spec(workload: &str, value: u64, copies: Option<u32>) -> WorkloadSpec {
         schedule: None,
         timeout: None,
         disconnect: None,
+        runs: None,
     }
 }
 

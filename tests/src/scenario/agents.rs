@@ -59,6 +59,9 @@ pub struct Agents {
     pub of_node: BTreeMap<NodeId, Behaviour>,
     /// Connected, but nothing is heard of their copies.
     pub mute: BTreeSet<NodeId>,
+    /// By job: how long its copies work, and how they end.
+    pub work: BTreeMap<String, (Span, i32)>,
+    began: BTreeMap<AllocId, Timestamp>,
 }
 
 impl Agents {
@@ -73,11 +76,38 @@ impl Agents {
         said.copied().unwrap_or(Behaviour::Ready)
     }
 
-    /// What the copy's agent has to say that is new.
-    pub fn obey(&mut self, alloc: &Alloc, now: Timestamp) -> Option<AllocStatus> {
+    /// The end of a job's copy that has worked long enough.
+    fn work_is_done(&mut self, alloc: &Alloc, now: Timestamp) -> Option<AllocStatus> {
+        if !alloc.run || alloc.phase().is_terminal() {
+            return None;
+        }
+        let began = *self.began.entry(alloc.id).or_insert(now);
+        let (takes, code) = self.work.get(alloc.key.workload.as_str()).copied().unwrap_or((Span::secs(5), 0));
+        if now < began + takes {
+            return None;
+        }
+        self.seq += 1;
+        let exit = Exit { code: Some(code), signal: None, oom: None, at: now, ran_for: takes };
+        let old = alloc.status.as_deref().cloned().unwrap_or_else(|| AllocStatus::unknown(alloc.id));
+        let phase = if code == 0 { Phase::Stopped } else { Phase::Failed };
+        Some(AllocStatus {
+            seq: self.seq,
+            phase,
+            ready: false,
+            reason: Some(Reason::Exited { exit: exit.clone() }),
+            last_exit: Some(exit),
+            ..old
+        })
+    }
+
+    /// What the copy's agent has to say that is new. `job`: it ends by itself.
+    pub fn obey(&mut self, alloc: &Alloc, job: bool, now: Timestamp) -> Option<AllocStatus> {
         use Behaviour::*;
         if self.mute.contains(&alloc.node) {
             return None;
+        }
+        if job && let Some(end) = self.work_is_done(alloc, now) {
+            return Some(end);
         }
         let behaviour = self.behaviour(alloc);
         let old = alloc.status.as_deref();

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use optimus_common::spec::WorkloadSpec;
+use optimus_common::spec::{Kind, WorkloadSpec};
 use optimus_common::{AllocId, ClusterId, Name, NodeId, Span, Timestamp, WorkloadKey};
+use optimus_core::reconciler::Outcome;
 use optimus_core::state::{Alloc, Applied, Command, LEVEL, Plan, Proposal, ServerFacts, State};
 use optimus_core::{reconciler, scheduler};
 use uuid::Uuid;
@@ -42,6 +43,8 @@ pub struct World {
     pub wake_at: Option<Timestamp>,
     /// Plans that were made but not yet applied, by the name the scenario gives them.
     pub plans: BTreeMap<String, Plan>,
+    /// Nobody leads.
+    pub leader_away: bool,
     pub rules: Vec<Rule>,
     /// The state when the newest `when` began, and since then: copies placed and told to stop, by workload.
     pub marked: State,
@@ -68,6 +71,7 @@ impl World {
             decisions: 0,
             wake_at: None,
             plans: BTreeMap::new(),
+            leader_away: false,
             rules: vec![],
             marked: State::default(),
             placed: BTreeMap::new(),
@@ -131,7 +135,7 @@ impl World {
     }
 
     /// What the leader would propose now.
-    pub fn think(&mut self) -> Plan {
+    pub fn think(&mut self) -> Outcome {
         let mut ids = self.ids;
         let outcome = reconciler::reconcile(&self.state, self.now, &mut || {
             ids += 1;
@@ -139,18 +143,38 @@ impl World {
         });
         self.ids = ids;
         self.wake_at = outcome.wake_at;
-        outcome.plan
+        outcome
+    }
+
+    /// Proposes what the leader wants beside its plan. True: something of it took effect.
+    fn propose_own(&mut self, commands: Vec<Command>) -> anyhow::Result<bool> {
+        let mut acted = false;
+        for command in commands {
+            let answer = self.apply(command.clone());
+            ensure!(!matches!(answer, Applied::Refused(_)), "the leader's own command was refused: {command:?} {answer:?}");
+            acted |= matches!(answer, Applied::Done { .. });
+            let mut again = self.state.clone();
+            let index = again.index;
+            again.apply(index, Proposal { at: self.now, request: None, command: command.clone() });
+            ensure!(again.digest() == self.state.digest(), "applied twice it is not what it is applied once: {command:?}");
+        }
+        Ok(acted)
     }
 
     /// One look of the leader. True: it had something to do, and it took effect.
     pub fn decide(&mut self) -> anyhow::Result<bool> {
-        let plan = self.think();
-        if plan.is_empty() {
+        if self.leader_away {
             return Ok(false);
+        }
+        let Outcome { plan, commands, wake_at } = self.think();
+        self.wake_at = wake_at;
+        let acted = self.propose_own(commands)?;
+        if plan.is_empty() {
+            return Ok(acted);
         }
         self.decisions += 1;
         let answer = self.apply(Command::Plan(plan.clone()));
-        ensure!(!matches!(answer, Applied::Unchanged { .. }), "a plan had no effect: {plan:?}");
+        ensure!(acted || !matches!(answer, Applied::Unchanged { .. }), "a plan had no effect: {plan:?}");
         let lost = plan.place.iter().find(|p| !self.state.allocs.contains_key(&p.alloc));
         ensure!(lost.is_none(), "planned but refused when applied: {lost:?}");
         // Proposed twice, as after a lost answer, it changes nothing more.
@@ -168,7 +192,8 @@ impl World {
         let nodes: Vec<NodeId> = self.state.nodes.values().filter(|n| n.up).map(|n| n.id).collect();
         for node in nodes {
             let held: Vec<Arc<Alloc>> = reconciler::desired_allocs(&self.state, node).cloned().collect();
-            let statuses: Vec<_> = held.iter().filter_map(|alloc| self.agents.obey(alloc, self.now)).collect();
+            let is_job = |alloc: &Alloc| self.state.release(&alloc.key, alloc.release).is_some_and(|r| r.spec.kind == Kind::Job);
+            let statuses: Vec<_> = held.iter().filter_map(|alloc| self.agents.obey(alloc, is_job(alloc), self.now)).collect();
             if !statuses.is_empty() {
                 any = true;
                 self.apply(Command::Report { node, statuses, gone: vec![] });

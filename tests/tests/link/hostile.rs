@@ -97,6 +97,9 @@ fn admit(server: &Server, test: &TestEnv) -> (NodeId, Papers) {
             ca_trusted: 0,
             ca_signer: 0,
             clock_skew_ms: None,
+            labels: Default::default(),
+            pool: None,
+            drain: None,
         };
         state.nodes.insert(node, Arc::new(row));
     });

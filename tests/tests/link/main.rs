@@ -34,5 +34,6 @@ pub fn spec() -> WorkloadSpec {
         schedule: None,
         timeout: None,
         disconnect: None,
+        runs: None,
     }
 }

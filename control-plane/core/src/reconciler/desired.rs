@@ -4,12 +4,28 @@ use std::sync::Arc;
 
 use optimus_common::NodeId;
 use optimus_common::protocol::{Blob, DesiredAlloc};
+use optimus_common::spec::{Kind, RunInput, Runs, WorkloadSpec};
 
 use crate::state::{Alloc, State};
 
 /// The copies a node should hold: those that run or should, and those that have not ended yet.
 pub fn desired_allocs(state: &State, node: NodeId) -> impl Iterator<Item = &Arc<Alloc>> {
     state.allocs_on(node).filter(|a| !a.has_ended())
+}
+
+/// The spec as the agent of a copy receives it: that of a job's copy with what its run was given.
+fn spec_for(state: &State, alloc: &Alloc, spec: &WorkloadSpec) -> Blob {
+    let run = (spec.kind == Kind::Job).then(|| state.run_of_slot(&alloc.key, alloc.index)).flatten();
+    let Some(run) = run else { return Blob::of(spec) };
+    let input = RunInput {
+        run: run.id.to_string(),
+        number: run.number,
+        scheduled_for: run.scheduled_for,
+        params: run.params.clone(),
+        payload: run.payload.as_ref().map(|p| Vec::clone(p)),
+    };
+    let runs = Runs { input: Some(Box::new(input)), ..spec.job_runs() };
+    Blob::of(&WorkloadSpec { runs: Some(runs), ..spec.clone() })
 }
 
 /// [`desired_allocs`] as the agent receives them.
@@ -24,7 +40,7 @@ pub fn desired_for(state: &State, node: NodeId) -> Vec<DesiredAlloc> {
                 release: a.release,
                 run: a.run,
                 ports: a.ports.clone(),
-                spec: Blob::of(&*release.spec),
+                spec: spec_for(state, a, &release.spec),
             })
         })
         .collect()

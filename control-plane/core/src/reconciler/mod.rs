@@ -14,7 +14,9 @@
 //! At most `update.parallel` slots are between two states at a time.
 
 mod aim;
+mod daemons;
 mod desired;
+mod job_copies;
 mod moves;
 mod rest;
 mod rollout;
@@ -22,16 +24,20 @@ mod silent;
 mod slot;
 
 pub(crate) use aim::{keeps_before, wanted_now};
+pub use daemons::{moves_at_a_time, nodes_wanted};
 pub use desired::{desired_allocs, desired_for};
+pub use job_copies::JOB_ENDED_KEPT;
 
 use std::collections::BTreeMap;
 
+use optimus_common::spec::Kind;
 use optimus_common::{AllocId, Reason, Span, Timestamp, WorkloadKey};
 
 use crate::deployments::{Findings, ROUTERS_MAX_WAIT, Verdict, preflight};
+use crate::drain;
 use crate::endpoints;
 use crate::scheduler::{self, View};
-use crate::state::{Alloc, Plan, SlotFailures, State, Workload};
+use crate::state::{Alloc, Command, Plan, SlotFailures, State, Workload};
 use aim::Aim;
 use moves::Move;
 use rollout::Rollout;
@@ -53,6 +59,8 @@ const AHEAD_MAX: Span = Span::secs(30);
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outcome {
     pub plan: Plan,
+    /// What else to propose, before the plan.
+    pub commands: Vec<Command>,
     pub wake_at: Option<Timestamp>,
 }
 
@@ -72,8 +80,13 @@ pub fn reconcile_with(state: &State, findings: &Findings, now: Timestamp, new_id
             pass.wake(now);
             break;
         }
-        pass.workload(workload);
+        match state.release(&workload.key, workload.release).map(|r| (r, r.spec.kind)) {
+            Some((release, Kind::Daemon)) => pass.daemon(workload, release),
+            Some((_, Kind::Job)) => pass.job(workload),
+            _ => pass.workload(workload),
+        }
     }
+    pass.nodes();
     if let Some(cluster) = &state.cluster {
         pass.outcome.plan.cut_to(cluster.version);
     }
@@ -109,6 +122,12 @@ pub fn unplaced(state: &State, workload: &Workload, index: u32, now: Timestamp) 
 
 /// The slots of a workload without a copy and why, in their order, at most `most` of them.
 pub fn unplaced_slots(state: &State, workload: &Workload, now: Timestamp, most: usize) -> Vec<(u32, Reason)> {
+    match state.release(&workload.key, workload.release).map(|r| r.spec.kind) {
+        _ if workload.stopped => return vec![],
+        Some(Kind::Daemon) => return daemons::unplaced(state, workload, now, most),
+        Some(Kind::Job) => return job_copies::unplaced(state, workload, now, most),
+        _ => {}
+    }
     (0..workload.copies).filter_map(|index| Some((index, unplaced(state, workload, index, now)?))).take(most).collect()
 }
 
@@ -122,6 +141,11 @@ fn retry_at(failures: &SlotFailures, now: Timestamp) -> Timestamp {
     let doublings = failures.count.saturating_sub(2).min(16);
     let delay = if failures.count < 2 { Span(0) } else { Span((RETRY_DELAY.0 << doublings).min(RETRY_DELAY_MAX.0)) };
     over_at(failures.last_at, delay, now)
+}
+
+/// Whether the copy's node answers.
+pub(crate) fn answers(state: &State, alloc: &Alloc) -> bool {
+    slot::answers(state, alloc)
 }
 
 struct Pass<'a> {
@@ -197,6 +221,18 @@ impl<'a> Pass<'a> {
         for (index, oldest_first) in ended {
             let kept = if index < workload.copies { ENDED_KEPT } else { 0 };
             self.outcome.plan.forget.extend(oldest_first.iter().rev().skip(kept));
+        }
+    }
+
+    /// Drains, and rebalancing if it was asked to go on by itself.
+    fn nodes(&mut self) {
+        let drain::Outcome { migrate, stop, commands, wake_at } = drain::decide(self.state, self.now);
+        self.outcome.plan.migrate.extend(migrate);
+        self.outcome.plan.stop.extend(stop);
+        self.outcome.commands.extend(commands);
+        self.outcome.commands.extend(drain::by_itself(self.state, self.now));
+        if let Some(at) = wake_at {
+            self.wake(at);
         }
     }
 

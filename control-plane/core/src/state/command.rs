@@ -1,16 +1,18 @@
 //! What may be proposed. Each command fixes everything uncertain: ids, times, ports, resolved defaults.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use optimus_common::api::v1::DeploymentPhase;
 use optimus_common::ids::RequestId;
 use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts};
-use optimus_common::spec::WorkloadSpec;
-use optimus_common::{AllocId, ClusterId, DeploymentId, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
+use optimus_common::spec::{Kind, WorkloadSpec};
+use optimus_common::{AllocId, ClusterId, DeploymentId, Name, NodeId, Reason, RunId, Span, Timestamp, TokenId, WorkloadKey};
 use serde::{Deserialize, Serialize};
 
 use super::authority::{Member, RotationPhase};
+use super::operations::{Due, RunPhase, SkipReason};
 
 /// A command with what makes a retry harmless.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -176,6 +178,33 @@ pub enum Command {
         router: String,
         generation: u64,
     },
+    /// Somebody asks for a run of a job.
+    StartRun(RunOrder),
+    CancelRun {
+        key: WorkloadKey,
+        number: u64,
+    },
+    /// What the leader decided of the runs of jobs.
+    RunSteps(Vec<RunStep>),
+    /// What an operator sets of a node.
+    ChangeNode {
+        node: NodeId,
+        change: NodeChange,
+    },
+    /// A draining node holds no copy any more.
+    NodeDrained {
+        node: NodeId,
+    },
+    /// Sets how much may be moved to even out the nodes.
+    SetRebalance {
+        automatic: bool,
+        moves: u32,
+        every: Span,
+    },
+    /// Flags copies to be moved to even out the nodes, within the budget.
+    Rebalance {
+        moves: Vec<AllocId>,
+    },
 }
 
 /// What a person may ask of a workload's newest deployment.
@@ -196,6 +225,52 @@ pub enum Steering {
     },
 }
 
+/// A run somebody asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunOrder {
+    pub key: WorkloadKey,
+    pub id: RunId,
+    #[serde(default)]
+    pub params: BTreeMap<String, String>,
+    #[serde(default)]
+    pub payload: Option<Arc<Vec<u8>>>,
+}
+
+/// One decision of the leader about the runs of a job. Each is looked at again when it is applied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum RunStep {
+    /// From now on the schedule of `release` counts; instants up to `decided` are no longer of interest.
+    Arm { key: WorkloadKey, release: u64, decided: Timestamp, next: Option<Due> },
+    /// The instant `due` has come.
+    Due { key: WorkloadKey, due: Due, start: Result<RunId, SkipReason>, next: Option<Due> },
+    /// The run of a new release.
+    Deploy { key: WorkloadKey, release: u64, id: RunId },
+    /// The turn of a run that waits has come.
+    Begin { key: WorkloadKey, number: u64 },
+    /// A copy of it has ended well.
+    Done { key: WorkloadKey, number: u64, alloc: AllocId },
+    /// A try of it has failed; the next may be placed at `retry_at`. Without one the run has failed.
+    Tried { key: WorkloadKey, number: u64, alloc: AllocId, retry_at: Option<Timestamp> },
+    /// It is over for another reason than its copies.
+    End { key: WorkloadKey, number: u64, phase: RunPhase, reason: Option<Reason> },
+}
+
+/// What an operator sets of a node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum NodeChange {
+    /// Sets labels, or takes away those without a value.
+    Labels(BTreeMap<String, Option<String>>),
+    Pool(Option<Name>),
+    Cordon,
+    /// Also ends a drain.
+    Uncordon,
+    Drain {
+        deadline: Option<Timestamp>,
+        keep_daemons: bool,
+    },
+    CancelDrain,
+}
+
 /// The highest [`Cluster::version`](super::Cluster::version) this build understands.
 pub const LEVEL: u32 = 3;
 
@@ -205,6 +280,15 @@ impl Command {
         match self {
             Command::Steer { .. } | Command::AckEndpoints { .. } | Command::DeployIf { .. } => 3,
             Command::Plan(plan) => plan.level(),
+            Command::StartRun(_)
+            | Command::CancelRun { .. }
+            | Command::RunSteps(_)
+            | Command::ChangeNode { .. }
+            | Command::NodeDrained { .. }
+            | Command::SetRebalance { .. }
+            | Command::Rebalance { .. } => 3,
+            // An older server reads these, but would make something else of them.
+            Command::Deploy { items } if items.iter().any(|i| i.spec.kind != Kind::Service) => 3,
             Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
             Command::RotateCa { .. } | Command::AbortRotation { .. } | Command::ForceRotation | Command::StepRotation { .. } => 3,
             Command::MemberCa { .. } | Command::MemberClock { .. } | Command::RotationWaited { .. } => 3,
@@ -397,4 +481,20 @@ pub enum Refusal {
     NoRotation,
     #[error("the new CA signs already, so the rotation can only go on; another one can begin once it is over")]
     RotationPastAbort,
+    #[error("{0} is no job")]
+    NotAJob(WorkloadKey),
+    #[error("{0} is stopped; deploy or restart it first")]
+    Stopped(WorkloadKey),
+    #[error("there is no run {1} of {0}")]
+    NoSuchRun(WorkloadKey, u64),
+    #[error("run {1} of {0} is over")]
+    RunOver(WorkloadKey, u64),
+    #[error("{waiting} runs of {key} wait already, as many as may; try again when one has begun")]
+    RunsFull { key: WorkloadKey, waiting: u32 },
+    #[error("{0}")]
+    RunInput(String),
+    #[error("{key} is a {}; remove it before another kind of workload takes its name", .is.word())]
+    KindChanged { key: WorkloadKey, is: Kind },
+    #[error("{0} runs on every matching node; it has no number of copies to set")]
+    NoCopies(WorkloadKey),
 }

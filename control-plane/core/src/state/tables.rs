@@ -8,7 +8,7 @@ use optimus_common::api::v1::DeploymentPhase;
 use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts};
 use optimus_common::spec::{Strategy, WorkloadSpec};
-use optimus_common::{AllocId, ClusterId, DeploymentId, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
+use optimus_common::{AllocId, ClusterId, DeploymentId, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 use serde::{Deserialize, Serialize};
 
 /// The whole replicated state. Cloning costs a few pointers.
@@ -43,6 +43,15 @@ pub struct State {
     /// Who routes requests, by name.
     #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
     pub routers: OrdMap<String, RouterRow>,
+    /// What is known of each job beside its workload's row.
+    #[serde(default)]
+    pub jobs: OrdMap<WorkloadKey, Arc<JobRow>>,
+    /// The runs kept of each job, by number.
+    #[serde(default)]
+    pub runs: OrdMap<(WorkloadKey, u64), Arc<JobRun>>,
+    /// Whether copies are moved to even out the nodes. Unset: never by itself.
+    #[serde(default)]
+    pub rebalance: Option<RebalanceRow>,
     /// Derived from the tables, rebuilt when a snapshot is read.
     #[serde(skip)]
     pub(crate) indexes: super::indexes::Indexes,
@@ -55,6 +64,12 @@ pub const REQUESTS_KEPT: usize = 10_000;
 pub const DEPLOYMENTS_KEPT: usize = 20;
 /// Most live join tokens, nodes, workloads and copies of one workload the state accepts.
 pub const TOKENS_MAX: usize = 1000;
+/// Labels an operator gives a node.
+pub const NODE_LABELS_MAX: usize = 100;
+/// Runs of all jobs that wait or are active.
+pub const RUNS_MAX: usize = 2000;
+/// The pool of nodes that were given none.
+pub const DEFAULT_POOL: &str = "default";
 /// Servers the state accepts: 5 voters, and their replacements while they change places.
 pub const SERVERS_MAX: usize = 16;
 /// Routers that say what they have taken on.
@@ -132,6 +147,15 @@ pub struct Node {
     /// How far its clock is ahead of the servers', in milliseconds; only while that is worth telling.
     #[serde(default)]
     pub clock_skew_ms: Option<i64>,
+    /// Set by operators; over the labels of its facts.
+    #[serde(default)]
+    pub labels: OrdMap<String, String>,
+    /// Set by operators. Unset: [`DEFAULT_POOL`].
+    #[serde(default)]
+    pub pool: Option<Name>,
+    /// It is being emptied, or has been.
+    #[serde(default)]
+    pub drain: Option<Drain>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -216,6 +240,8 @@ pub struct Alloc {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unrouted_at: Option<u64>,
 }
+
+pub use super::operations::*;
 
 /// How often in a row copies of one slot could not run where they were placed. Spaces the next tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -339,6 +365,13 @@ pub enum EventKind {
     DeploymentPromoted,
     DeploymentPaused,
     CopyUpdated,
+    RunStarted,
+    RunEnded,
+    RunSkipped,
+    NodeChanged,
+    NodeDraining,
+    NodeDrained,
+    Rebalanced,
 }
 
 /// The answer a request got, for its retries.

@@ -52,7 +52,7 @@ pub const VOCABULARY: Vocabulary = Vocabulary::words(&[
         kind: Kind::Act,
         help: "the leader decides, but its plan is still on the way; `commit PLAN` later",
         run: |world, args| {
-            let plan = world.think();
+            let plan = world.think().plan;
             ensure!(!plan.is_empty(), "the leader has nothing to do");
             world.plans.insert(args.get("PLAN")?.into(), plan);
             Ok(())
@@ -81,7 +81,7 @@ pub const VOCABULARY: Vocabulary = Vocabulary::words(&[
         kind: Kind::Check,
         help: "it has nothing to do now",
         run: |world, _| {
-            let plan = world.think();
+            let plan = world.think().plan;
             ensure!(plan.is_empty(), "the leader still has something to do: {plan:?}");
             Ok(())
         },

@@ -11,6 +11,7 @@ mod deployments;
 mod events;
 mod leader;
 mod nodes;
+mod operations;
 mod rules;
 mod workloads;
 
@@ -28,6 +29,7 @@ use super::world::World;
 const ALL: &[(&str, Vocabulary)] = &[
     ("nodes", nodes::VOCABULARY),
     ("workloads", workloads::VOCABULARY),
+    ("daemons, jobs and drains", operations::VOCABULARY),
     ("what copies do", agents::VOCABULARY),
     ("time and turns", leader::VOCABULARY),
     ("standing rules", rules::VOCABULARY),

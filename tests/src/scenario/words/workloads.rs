@@ -247,14 +247,15 @@ fn spec() -> WorkloadSpec {
         schedule: None,
         timeout: None,
         disconnect: None,
+        runs: None,
     }
 }
 
-fn set_spec(world: &mut World, name: &str, settings: &[(&str, &str)]) -> anyhow::Result<()> {
+pub(super) fn set_spec(world: &mut World, name: &str, settings: &[(&str, &str)]) -> anyhow::Result<()> {
     set_workload(world.specs.entry(name.into()).or_insert_with(spec), settings)
 }
 
-fn deploy(world: &mut World, names: &[&str]) -> anyhow::Result<Command> {
+pub(super) fn deploy(world: &mut World, names: &[&str]) -> anyhow::Result<Command> {
     let mut items = vec![];
     for name in names {
         let spec = Arc::new(world.specs.get(*name).with_context(|| format!("no spec of {name}"))?.clone());

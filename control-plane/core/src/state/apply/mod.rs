@@ -11,7 +11,9 @@ use optimus_common::{AllocId, NodeId, Reason, Span, Timestamp, WorkloadKey};
 mod authority;
 mod deployments;
 mod endpoints;
+mod jobs;
 mod nodes;
+mod operate;
 mod plan;
 mod reports;
 mod servers;
@@ -127,6 +129,13 @@ impl Step<'_> {
             Command::MemberClock { member, skew_ms } => self.member_clock(member, skew_ms),
             Command::AckEndpoints { router, generation } => self.ack_endpoints(router, generation),
             Command::Steer { key, act, why, deployment } => self.steer(key, act, why, deployment),
+            Command::StartRun(order) => self.start_run(order),
+            Command::CancelRun { key, number } => self.cancel_run(key, number),
+            Command::RunSteps(steps) => self.run_steps(steps),
+            Command::ChangeNode { node, change } => self.change_node(node, change),
+            Command::NodeDrained { node } => self.node_drained(node),
+            Command::SetRebalance { automatic, moves, every } => self.set_rebalance(automatic, moves, every),
+            Command::Rebalance { moves } => self.flag_for_balance(moves),
         }
     }
 

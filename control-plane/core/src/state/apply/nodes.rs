@@ -62,6 +62,9 @@ impl Step<'_> {
             ca_trusted: ca,
             ca_signer: ca,
             clock_skew_ms: None,
+            labels: OrdMap::new(),
+            pool: None,
+            drain: None,
         };
         self.state.nodes.insert(node, Arc::new(row));
         self.event(EventKind::NodeJoined, &format!("node/{name}"), "node joined the cluster", None);

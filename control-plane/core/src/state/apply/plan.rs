@@ -1,5 +1,7 @@
 //! The reconciler's batch. Looked at again, step by step: the world may have moved on since it was made.
 
+use optimus_common::spec::Kind;
+
 use super::*;
 
 /// How long a port that a stranger held is avoided.
@@ -10,7 +12,7 @@ impl Step<'_> {
         let Plan { place, stop, forget, deployments, remove, adopt, drain, migrate } = plan;
         let mut changed = false;
         for id in migrate {
-            changed |= self.flag(id, |a| !std::mem::replace(&mut a.migrate, true));
+            changed |= self.migrate(id);
         }
         for (id, release) in adopt {
             changed |= self.adopt(id, release);
@@ -51,7 +53,7 @@ impl Step<'_> {
 
     fn place(&mut self, placement: Placement) -> bool {
         let Placement { alloc, key, index, release, node, ports } = placement;
-        if !self.is_wanted(&key, index, release) || self.state.allocs.contains_key(&alloc) {
+        if !self.wants_copy(&key, index, release, node) || self.state.allocs.contains_key(&alloc) {
             return false; // the world moved on since the plan was made, or the plan was proposed twice
         }
         // One copy of a release in a slot; those on nodes that do not answer may be replaced.
@@ -67,7 +69,7 @@ impl Step<'_> {
         }
         let row = Alloc {
             id: alloc,
-            key,
+            key: key.clone(),
             index,
             release,
             node,
@@ -83,18 +85,40 @@ impl Step<'_> {
         let subject = row.subject();
         self.state.insert_alloc(row);
         let name = self.state.nodes.get(&node).map_or_else(String::new, |n| n.facts.name.clone());
+        self.count_attempt(&key, index);
         self.event(EventKind::CopyPlaced, &subject, &format!("release {release} placed on {name}"), None);
         true
     }
 
-    /// A copy of the release that should run, or of the one before it while that is kept.
-    fn is_wanted(&self, key: &WorkloadKey, index: u32, release: u64) -> bool {
+    /// Whether a copy of the release in this slot, on this node, is (still) wished for.
+    fn wants_copy(&self, key: &WorkloadKey, index: u32, release: u64, node: NodeId) -> bool {
         let Some(workload) = self.state.workloads.get(key).filter(|w| !w.stopped) else { return false };
+        match self.state.release(key, release).map(|r| r.spec.kind) {
+            Some(Kind::Service) => self.is_wanted(workload, index, release),
+            Some(Kind::Daemon) => {
+                // One copy on a node, of whatever release: the old one ends first.
+                workload.release == release && !self.state.allocs_on(node).any(|a| a.key == *key && !a.has_ended())
+            }
+            Some(Kind::Job) => self
+                .state
+                .run_of_slot(key, index)
+                .is_some_and(|run| run.phase == RunPhase::Active && run.release == release && !run.done.contains(&index)),
+            None => false,
+        }
+    }
+
+    /// A copy of the release that should run, or of the one before it while that is kept.
+    fn is_wanted(&self, workload: &Workload, index: u32, release: u64) -> bool {
         let newest = workload.deployment.and_then(|id| self.state.deployments.get(&id));
         let before = newest.filter(|d| crate::reconciler::keeps_before(workload, d));
         (workload.release == release && index < workload.copies)
             || before
                 .is_some_and(|d| d.from_release == Some(release) && index < d.from_copies.unwrap_or(workload.copies).max(workload.copies))
+    }
+
+    /// Marks a copy to be replaced elsewhere.
+    pub(super) fn migrate(&mut self, id: AllocId) -> bool {
+        self.flag(id, |a| !std::mem::replace(&mut a.migrate, true))
     }
 
     /// Changes a copy that should run; `change` says whether it did.
@@ -132,7 +156,7 @@ impl Step<'_> {
         if row.is_ready() && !row.ports.is_empty() {
             self.rerouted(&row.key);
         }
-        if row.phase() == Phase::Failed {
+        if row.phase() == Phase::Failed && !row.migrate {
             self.could_not_run(&row);
         }
         true
@@ -176,6 +200,7 @@ impl Step<'_> {
         for id in deployments {
             self.state.remove_deployment(id);
         }
+        self.forget_job(key);
         self.forget_failures(key, 0);
         self.state.workloads.remove(key);
         self.state.routes.remove(key);

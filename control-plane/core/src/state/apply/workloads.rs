@@ -1,6 +1,7 @@
 //! What users ask of workloads: deploy, restart, scale, stop, remove.
 
 use optimus_common::DeploymentId;
+use optimus_common::spec::Kind;
 
 use super::deployments::Begin;
 use super::*;
@@ -18,6 +19,9 @@ impl Step<'_> {
             }
             if self.state.workloads.get(&item.key).is_some_and(|w| w.removing) {
                 return Applied::Refused(Refusal::BeingRemoved(item.key.clone()));
+            }
+            if let Some(is) = self.kind_of(&item.key).filter(|is| *is != item.spec.kind) {
+                return Applied::Refused(Refusal::KindChanged { key: item.key.clone(), is });
             }
         }
         let (mut deployments, mut unchanged) = (Vec::new(), Vec::new());
@@ -109,6 +113,9 @@ impl Step<'_> {
             Ok(workload) => workload,
             Err(refusal) => return Applied::Refused(refusal),
         };
+        if self.kind_of(&key) == Some(Kind::Daemon) {
+            return Applied::Refused(Refusal::NoCopies(key));
+        }
         if workload.copies == copies && !workload.stopped {
             return self.unchanged();
         }
@@ -141,6 +148,11 @@ impl Step<'_> {
         }
         self.end_running(&workload, DeploymentPhase::Cancelled, Some(Reason::Cancelled));
         workload.stopped = true;
+        // What would be due while it is stopped is not missed.
+        if let Some(row) = self.state.jobs.get_mut(&key) {
+            let row = Arc::make_mut(row);
+            (row.armed_release, row.next) = (0, None);
+        }
         workload.updated_at = self.at;
         workload.revision = self.index;
         self.put_workload(workload);
@@ -159,6 +171,11 @@ impl Step<'_> {
         self.put_workload(Workload { stopped: true, removing: true, updated_at: self.at, revision: self.index, ..workload });
         self.event(EventKind::WorkloadStopped, &key.to_string(), "being removed on request", None);
         self.done()
+    }
+
+    fn kind_of(&self, key: &WorkloadKey) -> Option<Kind> {
+        let workload = self.state.workloads.get(key)?;
+        self.state.release(key, workload.release).map(|r| r.spec.kind)
     }
 
     /// The workload, unless it is unknown or on its way out.
