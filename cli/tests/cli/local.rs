@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::world::World;
 
-const VERBS: [&str; 34] = [
+const VERBS: [&str; 44] = [
     "dev",
     "server",
     "agent",
