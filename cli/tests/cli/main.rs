@@ -4,6 +4,7 @@
 mod deploy;
 mod fake;
 mod local;
+mod rotation;
 mod streams;
 mod verbs;
 mod world;
