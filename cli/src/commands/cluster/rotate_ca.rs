@@ -39,8 +39,8 @@ pub struct Args {
 
 pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
     let Args { watch, overlap, force, abort } = args;
-    let under_way = watch && look(session).await?.rotation.is_some();
-    if !under_way {
+    let before = if watch { Some(look(session).await?) } else { None };
+    if before.as_ref().is_none_or(|view| view.rotation.is_none()) {
         let request = RotateCaRequest { force, abort, overlap };
         let answer = session.client.post::<ActionAnswer>("/v1/cluster:rotate-ca", &request, "cannot rotate the CA").await?.value;
         if session.terminal.json && !watch {
@@ -52,7 +52,10 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
             _ => "a new CA is announced; `optimus cluster status` tells how far the rotation is",
         });
     }
-    if watch { follow(session).await } else { Ok(()) }
+    match before {
+        Some(before) => follow(session, &before).await,
+        None => Ok(()),
+    }
 }
 
 async fn look(session: &Session) -> Result<ClusterView, Failure> {
@@ -62,9 +65,9 @@ async fn look(session: &Session) -> Result<ClusterView, Failure> {
 }
 
 /// Says each change until the rotation is over; an error when it was given up.
-async fn follow(session: &Session) -> Result<(), Failure> {
+async fn follow(session: &Session, before: &ClusterView) -> Result<(), Failure> {
     let terminal = session.terminal;
-    let (mut said, mut to, mut failures) = (String::new(), None, 0);
+    let (mut said, mut to, mut failures) = (String::new(), before.rotation.as_ref().map(|r| r.to), 0);
     loop {
         let view = match look(session).await {
             Ok(view) => view,
@@ -77,8 +80,8 @@ async fn follow(session: &Session) -> Result<(), Failure> {
         };
         failures = 0;
         let Some(rotation) = &view.rotation else {
-            // None seen at all: it was over before the first look.
-            if to.is_some_and(|to| to != view.ca) {
+            // The one we began may have been over before the first look.
+            if to.map_or(view.ca == before.ca, |to| to != view.ca) {
                 return Err(Failure::new(Exit::Failed, "the rotation was given up")
                     .because(format!("CA {} signs as before", view.ca))
                     .hint("`optimus events` tells why"));
