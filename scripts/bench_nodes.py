@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Simulated nodes: many copies on many nodes, and how long the copies of a lost node are missing. No root needed.
 
+OPTIMUS_BIN names a directory with `optimus` and `agents-sim` to measure; unset, they are built. OPTIMUS_BENCH_KEEP=1
+keeps the servers' logs.
+
 usage: scripts/bench nodes [--json] [--nodes 1000] [--copies 100000] [--losses 10] [--part place|lost|leader|all]
 
   place    one server: all nodes join, all copies are placed and run; time, memory and CPU of the server
@@ -262,7 +265,7 @@ def bench_leader(args):
 PARTS = {"place": bench_place, "lost": bench_lost, "leader": bench_leader}
 
 
-def main(argv):
+def main(argv, build=lambda: None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--nodes", type=int, default=1000)
@@ -270,6 +273,8 @@ def main(argv):
     parser.add_argument("--losses", type=int, default=10)
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     args = parser.parse_args(argv)
+    if "OPTIMUS_BIN" not in os.environ:
+        build()
     rows = []
     for name, bench in PARTS.items():
         if args.part in (name, "all"):

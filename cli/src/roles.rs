@@ -104,6 +104,7 @@ pub async fn agent(config: AgentConfig) -> anyhow::Result<()> {
             name: Some(name.clone()),
             cgroup_owner: CGROUP_OWNER.into(),
             labels: BTreeMap::new(),
+            mock: config.mock,
         },
         env.clone(),
     )
@@ -234,6 +235,7 @@ async fn dev_agent(
             // Two `dev` of one machine must not take each other's groups for leaked ones.
             cgroup_owner: format!("{CGROUP_OWNER}-dev-{}", identity.node.short()),
             labels: BTreeMap::new(),
+            mock: false,
         },
         env.clone(),
     )

@@ -10,7 +10,7 @@ use optimus_tests::scenario;
 fn scenarios() {
     let root = repo_root().join("tests/scenarios");
     let files = scenario::files(&root).unwrap();
-    assert!(files.len() >= 57, "only {} scenarios found", files.len());
+    assert!(files.len() >= 180, "only {} scenarios found", files.len());
     let mut failed = Vec::new();
     for file in &files {
         if let Err(error) = scenario::run(&fs::read_to_string(file).unwrap()) {

@@ -15,7 +15,7 @@ use optimus_common::protocol::{
 use optimus_common::reason::{Code, code};
 use optimus_common::usage::{USAGE_EVERY, UsageEvery};
 use optimus_common::{NodeId, Span, Timestamp};
-use optimus_core::reconciler::desired_for;
+use optimus_core::reconciler::{desired_allocs, desired_for};
 use optimus_core::state::{Applied, Command, Node, State};
 use optimus_host::telemetry::Chain;
 use optimus_host::tls::{PeerIdentity, Role};
@@ -36,6 +36,9 @@ use crate::store::ProposeError;
 const REPORT_MAX: usize = 2 << 20;
 /// Heartbeats between two looks at the desired set that nothing asked for.
 const LOOK_EVERY: u64 = 30;
+/// Bytes a second of desired sets to one node, beyond the first: each is sent whole, and while copies are placed by the
+/// thousand, a node with a hundred would be sent them a hundred times.
+const PUSH_RATE: f64 = 1e6;
 /// How long a greeting waits for this server to reach what the agent holds already.
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// Longest text in a node's facts, and most entries of its lists.
@@ -416,17 +419,25 @@ impl Running<'_> {
         mut answers: mpsc::Receiver<RenewAnswer>,
     ) -> Result<std::convert::Infallible, End> {
         let clock = &self.shared.store.env.clock;
-        let mut sent = None;
+        let mut sent = Sent::default();
         let (mut servers, mut pace, mut trusted) = (Vec::new(), USAGE_EVERY, Vec::new());
         self.tell_servers(&mut writer, &mut servers).await?;
         self.tell_trust(&mut writer, &mut trusted).await?;
         self.push(&mut writer, generation, &mut sent).await?;
         let mut n = 0u64;
         let mut next_ping = clock.monotonic();
+        // The set may have changed, and it is not yet time for the next one.
+        let mut asked = false;
         loop {
-            let wait = next_ping.saturating_sub(clock.monotonic());
+            let now = clock.monotonic();
+            let wait = next_ping.saturating_sub(now);
+            let next_push = sent.next_at.saturating_sub(now);
             tokio::select! {
-                () = self.session.wake.notified() => self.push(&mut writer, generation, &mut sent).await?,
+                () = self.session.wake.notified(), if !asked => asked = true,
+                () = clock.sleep(next_push), if asked => {
+                    asked = false;
+                    self.push(&mut writer, generation, &mut sent).await?;
+                }
                 Some(answer) = answers.recv() => writer.send(answer).await?,
                 () = clock.sleep(wait) => {
                     next_ping = clock.monotonic() + HEARTBEAT;
@@ -438,7 +449,7 @@ impl Running<'_> {
                     self.tell_pace(&mut writer, &mut pace).await?;
                     self.tell_trust(&mut writer, &mut trusted).await?;
                     // The first set waits for our state to reach the agent's generation.
-                    if sent.is_none() || n.is_multiple_of(LOOK_EVERY) {
+                    if sent.digest.is_none() || n.is_multiple_of(LOOK_EVERY) {
                         self.push(&mut writer, generation, &mut sent).await?;
                     }
                 }
@@ -481,7 +492,7 @@ impl Running<'_> {
     }
 
     /// Sends the desired set if it is another than the one sent last.
-    async fn push(&self, writer: &mut FrameWriter, generation: u64, sent: &mut Option<blake3::Hash>) -> Result<(), End> {
+    async fn push(&self, writer: &mut FrameWriter, generation: u64, sent: &mut Sent) -> Result<(), End> {
         let frame = {
             let state = self.shared.store.state();
             if state.index < generation {
@@ -489,14 +500,15 @@ impl Running<'_> {
                 tracing::debug!(node = %self.peer.node, held = generation, index = state.index, "the agent holds a newer desired set");
                 return Ok(());
             }
-            let allocs = desired_for(&state, self.peer.node);
-            let digest = blake3::hash(&optimus_common::codec::to_wire(&allocs));
-            if *sent == Some(digest) {
+            let digest = digest_of_desired(&state, self.peer.node);
+            if sent.digest == Some(digest) {
                 return Ok(());
             }
-            *sent = Some(digest);
-            Message::from(Desired { generation: state.index, allocs }).encode()
+            sent.digest = Some(digest);
+            Message::from(Desired { generation: state.index, allocs: desired_for(&state, self.peer.node) }).encode()
         };
+        let pause = Duration::from_secs_f64(frame.len() as f64 / PUSH_RATE);
+        sent.next_at = self.shared.store.env.clock.monotonic() + pause;
         match writer.send_encoded(&frame).await {
             Err(error @ FrameError::TooLong { .. }) => {
                 // Half a set would stop the other half: the node keeps the set it has.
@@ -536,6 +548,29 @@ impl Running<'_> {
         self.known.tell(self.shared, &state, row).await;
         Ok(())
     }
+}
+
+/// The desired set sent last.
+#[derive(Default)]
+struct Sent {
+    digest: Option<blake3::Hash>,
+    /// The next one waits until then: a change right after another goes out with those that follow it.
+    next_at: Duration,
+}
+
+/// What tells one desired set from another. The spec of a copy is that of its release, and its key never changes.
+fn digest_of_desired(state: &State, node: NodeId) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for alloc in desired_allocs(state, node) {
+        hasher.update(alloc.id.0.as_bytes());
+        hasher.update(&[u8::from(alloc.run)]);
+        hasher.update(&alloc.release.to_le_bytes());
+        hasher.update(&alloc.index.to_le_bytes());
+        for (_, port) in &alloc.ports {
+            hasher.update(&port.to_le_bytes());
+        }
+    }
+    hasher.finalize()
 }
 
 /// Why the writing loop ended.

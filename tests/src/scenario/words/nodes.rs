@@ -86,8 +86,22 @@ const WORDS: &[Word] = &[
 ];
 
 const NODE: &[Setting<NodeFacts>] = &[
-    Setting { key: "cpu", help: "cores: `4`, `0.5`", set: |facts, value| Ok(facts.cpu = value.parse()?) },
-    Setting { key: "memory", help: "`8G`", set: |facts, value| Ok(facts.memory = value.parse()?) },
+    Setting {
+        key: "cpu",
+        help: "cores: `4`, `0.5`",
+        set: |facts, value| {
+            facts.cpu = value.parse()?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "memory",
+        help: "`8G`",
+        set: |facts, value| {
+            facts.memory = value.parse()?;
+            Ok(())
+        },
+    },
     Setting {
         key: "ports",
         help: "for copies: `20000-20009`",

@@ -180,23 +180,42 @@ const SETTINGS: &[Setting<WorkloadSpec>] = &[
     Setting {
         key: "v",
         help: "another value is another release",
-        set: |spec, value| Ok(spec.run = Run::Argv(vec!["app".into(), value.into()])),
+        set: |spec, value| {
+            spec.run = Run::Argv(vec!["app".into(), value.into()]);
+            Ok(())
+        },
     },
     Setting {
         key: "copies",
         help: "1 unless said; `unset` leaves the number to `scale`",
-        set: |spec, value| Ok(spec.copies = if value == "unset" { None } else { Some(value.parse()?) }),
+        set: |spec, value| {
+            spec.copies = if value == "unset" { None } else { Some(value.parse()?) };
+            Ok(())
+        },
     },
-    Setting { key: "cpu", help: "cores it asks for: 0.5 unless said", set: |spec, value| Ok(spec.resources.cpu = value.parse()?) },
+    Setting {
+        key: "cpu",
+        help: "cores it asks for: 0.5 unless said",
+        set: |spec, value| {
+            spec.resources.cpu = value.parse()?;
+            Ok(())
+        },
+    },
     Setting {
         key: "memory",
         help: "it asks for: `64M` unless said",
-        set: |spec, value| Ok(spec.resources.memory_request = value.parse()?),
+        set: |spec, value| {
+            spec.resources.memory_request = value.parse()?;
+            Ok(())
+        },
     },
     Setting {
         key: "memory-limit",
         help: "it may use at most: `1G` unless said",
-        set: |spec, value| Ok(spec.resources.memory_limit = value.parse()?),
+        set: |spec, value| {
+            spec.resources.memory_limit = value.parse()?;
+            Ok(())
+        },
     },
     Setting {
         key: "port",
@@ -210,19 +229,35 @@ const SETTINGS: &[Setting<WorkloadSpec>] = &[
     Setting {
         key: "parallel",
         help: "slots between two releases at once: 1 unless said",
-        set: |spec, value| Ok(spec.update.parallel = value.parse()?),
+        set: |spec, value| {
+            spec.update.parallel = value.parse()?;
+            Ok(())
+        },
     },
     Setting {
         key: "deadline",
         help: "longest time without progress: `60s` unless said",
-        set: |spec, value| Ok(spec.update.deadline = value.parse()?),
+        set: |spec, value| {
+            spec.update.deadline = value.parse()?;
+            Ok(())
+        },
     },
     Setting {
         key: "min-ready",
         help: "a copy counts once ready for so long: `0s` unless said",
-        set: |spec, value| Ok(spec.update.min_ready = value.parse()?),
+        set: |spec, value| {
+            spec.update.min_ready = value.parse()?;
+            Ok(())
+        },
     },
-    Setting { key: "image", help: "of a container", set: |spec, value| Ok(spec.driver = Driver::Container { image: value.into() }) },
+    Setting {
+        key: "image",
+        help: "of a container",
+        set: |spec, value| {
+            spec.driver = Driver::Container { image: value.into() };
+            Ok(())
+        },
+    },
 ];
 
 /// What a workload is unless the scenario says otherwise.
