@@ -17,6 +17,7 @@ use optimus_common::{AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, 
 mod deployments;
 mod properties;
 mod rollouts;
+mod routing;
 
 fn id(n: u128) -> uuid::Uuid {
     uuid::Uuid::from_u128(n)
