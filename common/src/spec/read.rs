@@ -25,6 +25,7 @@ const WORKLOADS_MAX: usize = 200;
 const ENVIRONMENTS_MAX: usize = 32;
 /// Most errors collected; a little more than are told.
 const ERRORS_KEPT: usize = 1000;
+
 /// Reads a whole file.
 pub fn project(root: &Node, context: &Context) -> Result<Parsed, Vec<SpecError>> {
     let mut reader = Reader { context, errors: Vec::new(), path: Vec::new(), base: 0 };

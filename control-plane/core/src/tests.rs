@@ -22,6 +22,7 @@ mod fleet;
 mod kinds;
 mod properties;
 mod rollouts;
+mod routing;
 
 fn id(n: u128) -> uuid::Uuid {
     uuid::Uuid::from_u128(n)

@@ -93,6 +93,7 @@ pub fn latency_apart(new: &[u64], old: &[u64]) -> Option<(f64, f64)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -10,6 +10,7 @@ use super::silent::is_unknown;
 use super::slot::{Slot, Stage, answers};
 use super::{Pass, retry_at};
 use crate::deployments::may_adopt;
+use crate::endpoints;
 use crate::scheduler::{self, Ask, View};
 use crate::state::{Alloc, Placement, Release, Workload};
 
@@ -59,6 +60,11 @@ impl Move<'_, '_> {
                     }
                 }
                 Stage::Empty { .. } => {
+                    // What was to stop first still runs until routers know.
+                    if slot.draining.iter().any(|a| answers(self.pass.state, a)) {
+                        self.moving += 1;
+                        continue;
+                    }
                     // No more than `parallel` are unproven at once; beyond that what is missing is made up by the old release.
                     let unproven = self.aim.update && (halted || self.moving >= self.aim.budget.parallel);
                     if unproven {
@@ -90,6 +96,7 @@ impl Move<'_, '_> {
         let room_to_come = self.room_to_come(slots, beyond);
         let unsettled = || slots.iter().filter(|(_, stage)| !matches!(stage, Stage::Settled { .. }));
         let mut extra: u32 = unsettled().map(|(slot, _)| slot.extra(self.pass.state)).sum();
+        extra += self.draining(slots);
         let mut missing = slots.iter().filter(|(slot, _)| !slot.serves(self.pass.state)).count() as u32;
         for (serving, slot) in old {
             if self.pass.is_full() {
@@ -118,6 +125,20 @@ impl Move<'_, '_> {
                 self.moving += 1;
             }
         }
+    }
+
+    /// Copies that run on until routers know that they get no more requests: beyond the wanted number like others.
+    fn draining(&self, slots: &[(Slot, Stage)]) -> u32 {
+        let (state, now) = (self.pass.state, self.pass.now);
+        let drains = slots.iter().flat_map(|(slot, _)| &slot.draining).filter(|a| answers(state, a)).count();
+        let next = slots.iter().map(|(slot, stage)| match stage {
+            Stage::Settled { keep } => {
+                let others = slot.next.iter().chain(&slot.current).filter(|a| a.id != keep.id);
+                others.filter(|a| endpoints::is_routed(state, a, now)).count()
+            }
+            _ => 0,
+        });
+        (drains + next.sum::<usize>()) as u32
     }
 
     /// What is broken is told to stop, and what gets no more requests is stopped.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use optimus_common::Timestamp;
 use optimus_common::api::v1::DeploymentPhase;
 use optimus_common::protocol::Phase;
-use optimus_common::spec::{Strategy, Update};
+use optimus_common::spec::Strategy;
 
 use super::aim::Aim;
 use super::silent;
@@ -58,7 +58,7 @@ impl Rollout<'_> {
             routed: crate::endpoints::acknowledged(self.state, &self.workload.key, self.now),
             trouble: &|| self.worst(),
         };
-        deployments::judge(self.deployment, &update.unwrap_or_else(Update::default), &survey, self.now)
+        deployments::judge(self.deployment, &update.unwrap_or_default(), &survey, self.now)
     }
 
     /// The slots that should hold a copy of the release at this step.
