@@ -51,6 +51,8 @@ pub(super) struct Aim<'a> {
     /// A deployment goes forward, with something to go back to.
     pub update: bool,
     pub budget: Budget,
+    /// Most copies that may run at once.
+    pub most: u32,
 }
 
 impl<'a> Aim<'a> {
@@ -70,6 +72,7 @@ impl<'a> Aim<'a> {
             going_back: false,
             update: false,
             budget: Budget::of(&target.spec.update, copies),
+            most: most(&target.spec.update, workload, newest),
         };
         let Some(deployment) = newest else { return Some(aim) };
         aim.going_back = deployment.phase == DeploymentPhase::RollingBack;
@@ -92,6 +95,19 @@ impl<'a> Aim<'a> {
         }
         Some(aim)
     }
+}
+
+/// The wanted number, of whichever release wants more, and what its way of taking over puts beside it.
+fn most(update: &Update, workload: &Workload, newest: Option<&Deployment>) -> u32 {
+    let copies = workload.copies;
+    let surge = Budget::of(update, copies).surge;
+    let Some(deployment) = newest.filter(|d| !d.phase.is_final()) else { return copies + surge };
+    let beside = match deployment.strategy {
+        _ if !deployment.phase.is_forward() || !deployment.keeps_old() => surge,
+        Strategy::BlueGreen => copies,
+        _ => update.canary.of(copies),
+    };
+    deployment.from_copies.unwrap_or(copies).max(copies) + beside
 }
 
 /// Copies of the release before may still be placed.

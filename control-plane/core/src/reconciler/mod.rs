@@ -190,7 +190,7 @@ impl<'a> Pass<'a> {
         for (slot, _) in &slots {
             self.give_up_unknown(slot);
         }
-        let moves = Move { pass: self, workload, aim: &aim, room: [true, true], moving: 0, placed: 0 };
+        let moves = Move { pass: self, workload, aim: &aim, room: [true, true], moving: 0, placed: 0, left: None };
         let placed = moves.slots(&slots, &beyond);
         let Some(deployment) = deployment else { return };
         let (state, findings, now) = (self.state, self.findings, self.now);

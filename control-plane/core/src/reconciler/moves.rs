@@ -24,6 +24,9 @@ pub(super) struct Move<'p, 'a> {
     pub moving: u32,
     /// Copies of the target placed in this look.
     pub placed: u32,
+    /// Copies that may still be placed while others run on until routers know better. None: nobody waits for routers,
+    /// and what is told to stop makes its place free at once.
+    pub left: Option<u32>,
 }
 
 impl Move<'_, '_> {
@@ -33,6 +36,11 @@ impl Move<'_, '_> {
         let starting = slots.iter().filter(|(_, stage)| matches!(stage, Stage::Starting { .. })).count() as u32;
         // Copies of a release that is not the only one are unproven until they have settled.
         self.moving = if self.aim.update { starting } else { 0 };
+        if self.draining(slots, beyond) > 0 {
+            let all = slots.iter().flat_map(|(slot, _)| slot.should_run()).chain(beyond);
+            let running = all.filter(|a| a.run && answers(self.pass.state, a)).count() as u32;
+            self.left = Some(self.aim.most.saturating_sub(running));
+        }
         let mut old: Vec<(bool, &Slot)> = Vec::new();
         for (slot, stage) in slots {
             if self.pass.is_full() {
@@ -96,7 +104,7 @@ impl Move<'_, '_> {
         let room_to_come = self.room_to_come(slots, beyond);
         let unsettled = || slots.iter().filter(|(_, stage)| !matches!(stage, Stage::Settled { .. }));
         let mut extra: u32 = unsettled().map(|(slot, _)| slot.extra(self.pass.state)).sum();
-        extra += self.draining(slots);
+        extra += self.draining(slots, beyond);
         let mut missing = slots.iter().filter(|(slot, _)| !slot.serves(self.pass.state)).count() as u32;
         for (serving, slot) in old {
             if self.pass.is_full() {
@@ -118,7 +126,8 @@ impl Move<'_, '_> {
             let allowed = match budget.unavailable {
                 // Said: what serves may be missing so often, whatever the room.
                 Some(most) => !serving || missing < most,
-                None => !room_to_come,
+                // Not said: `parallel` at a time; one at a time where so many are missing already, so that it ends at all.
+                None => !room_to_come && (!serving || missing < budget.parallel || self.moving == 0),
             };
             if allowed && self.stop_first(slot, budget.unavailable.is_some()) {
                 missing += u32::from(serving);
@@ -128,7 +137,7 @@ impl Move<'_, '_> {
     }
 
     /// Copies that run on until routers know that they get no more requests: beyond the wanted number like others.
-    fn draining(&self, slots: &[(Slot, Stage)]) -> u32 {
+    fn draining(&self, slots: &[(Slot, Stage)], beyond: &[Arc<Alloc>]) -> u32 {
         let (state, now) = (self.pass.state, self.pass.now);
         let drains = slots.iter().flat_map(|(slot, _)| &slot.draining).filter(|a| answers(state, a)).count();
         let next = slots.iter().map(|(slot, stage)| match stage {
@@ -138,7 +147,8 @@ impl Move<'_, '_> {
             }
             _ => 0,
         });
-        (drains + next.sum::<usize>()) as u32
+        let beyond = beyond.iter().filter(|a| a.run && answers(state, a) && endpoints::is_routed(state, a, now)).count();
+        (drains + next.sum::<usize>() + beyond) as u32
     }
 
     /// What is broken is told to stop, and what gets no more requests is stopped.
@@ -179,8 +189,11 @@ impl Move<'_, '_> {
             }
         }
         if slot.index >= aim.before_slots {
-            for alloc in &before {
-                self.pass.stop(alloc, Reason::StopRequested);
+            // What a deployment that was cut short has left there serves on until the target has the slot.
+            if slot.index >= self.workload.copies || matches!(stage, Stage::Settled { .. }) {
+                for alloc in &before {
+                    self.pass.stop(alloc, Reason::StopRequested);
+                }
             }
             return;
         }
@@ -273,7 +286,7 @@ impl Move<'_, '_> {
     }
 
     fn place_one(&mut self, slot: &Slot, release: &Arc<Release>, side: usize) -> bool {
-        if !self.room[side] || !self.may_place(slot, release) {
+        if !self.room[side] || self.left == Some(0) || !self.may_place(slot, release) {
             return false;
         }
         let (state, now) = (self.pass.state, self.pass.now);
@@ -286,6 +299,7 @@ impl Move<'_, '_> {
         };
         let placement = Placement { alloc, key: self.workload.key.clone(), index: slot.index, release: release.number, node, ports };
         self.pass.outcome.plan.place.push(placement);
+        self.left = self.left.map(|n| n - 1);
         true
     }
 

@@ -90,6 +90,11 @@ impl Slot {
         run.saturating_sub(1)
     }
 
+    /// All that was not told to stop.
+    pub fn should_run(&self) -> impl Iterator<Item = &Arc<Alloc>> {
+        self.current.iter().chain(&self.next).chain(&self.broken).chain(&self.draining)
+    }
+
     /// Somebody serves.
     pub fn serves(&self, state: &State) -> bool {
         self.next.iter().chain(&self.current).any(|a| a.is_ready() && answers(state, a))

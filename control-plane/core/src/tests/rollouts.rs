@@ -30,7 +30,8 @@ fn lost(state: &State, key: &WorkloadKey, copies: u32) -> u32 {
     (0..copies).filter(held).count() as u32
 }
 
-/// Most copies there may be, and least that must serve, by the deployment under way.
+/// Most copies there may be, and least that must serve, by the deployment under way. Where no number was set for those
+/// that may be missing, one of those that serve may go even when fewer do.
 fn bounds(state: &State, workload: &Workload) -> (u32, u32) {
     let newest = workload.deployment.map(|id| state.deployments[&id].clone());
     let deployment = newest.filter(|d| !d.phase.is_final());
@@ -47,7 +48,9 @@ fn bounds(state: &State, workload: &Workload) -> (u32, u32) {
         _ => surge,
     };
     let missing = own.max_unavailable.map_or(own.parallel, |a| a.at_most(copies));
-    (from + extra, copies.saturating_sub(missing + lost(state, &workload.key, copies)))
+    let least = copies.saturating_sub(missing + lost(state, &workload.key, copies));
+    let one_less = serving(state, &workload.key, copies).saturating_sub(1);
+    (from + extra, if own.max_unavailable.is_none() { least.min(one_less) } else { least })
 }
 
 /// One look, of which everything that must hold is checked. `calm`: no node came or went.
