@@ -118,18 +118,19 @@ impl Move<'_, '_> {
             if !self.may_place(slot, self.aim.target) {
                 continue;
             }
-            if (extra < budget.surge || !careful) && self.place(slot) {
+            if extra < budget.surge && self.place(slot) {
                 extra += 1;
                 self.moving += 1;
                 continue;
             }
             let allowed = match budget.unavailable {
+                _ if !careful => true,
                 // Said: what serves may be missing so often, whatever the room.
                 Some(most) => !serving || missing < most,
                 // Not said: `parallel` at a time; one at a time where so many are missing already, so that it ends at all.
                 None => !room_to_come && (!serving || missing < budget.parallel || self.moving == 0),
             };
-            if allowed && self.stop_first(slot, budget.unavailable.is_some()) {
+            if allowed && self.stop_first(slot, !careful || budget.unavailable.is_some()) {
                 missing += u32::from(serving);
                 self.moving += 1;
             }
