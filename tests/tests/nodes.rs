@@ -46,7 +46,7 @@ fn deploy(sandbox: &Sandbox, name: &str, copies: usize, script: &str) {
 /// What the server says of a workload.
 fn ready(sandbox: &Sandbox) -> u64 {
     let said = sandbox.run(&["status", "--json"]);
-    if said.code == 0 { said.json()["copies_ready"].as_u64().unwrap_or(0) } else { 0 }
+    if said.code == 0 { said.json()["status"]["copies_ready"].as_u64().unwrap_or(0) } else { 0 }
 }
 
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
