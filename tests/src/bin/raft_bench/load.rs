@@ -1,5 +1,6 @@
 //! Puts in a closed loop: each of N writers waits for its answer before its next put.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -79,33 +80,69 @@ fn ticks(pids: &[u32]) -> u64 {
     pids.iter().filter_map(used).sum()
 }
 
-/// Runs the load against the first endpoint and prints what it measured; CPU is that of `pids` together.
+/// One operation of a writer: its number, and a number no other operation has.
+type Operation = Arc<dyn Fn(usize, u64) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>> + Send + Sync>;
+
+/// Puts at the first endpoint; CPU is that of `pids` together.
 pub async fn load(endpoints: &str, in_flight: usize, seconds: f64, pids: &[u32]) -> anyhow::Result<()> {
     let endpoint: Arc<str> = endpoints.split(',').next().unwrap_or_default().into();
-    let connections = CONNECTIONS.min(in_flight.max(1));
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS.min(in_flight.max(1)) {
+        clients.push(connect(&endpoint).await.with_context(|| format!("failed to connect to {endpoint}"))?);
+    }
+    let operation: Operation = Arc::new(move |writer, number| {
+        let (client, endpoint) = (clients[writer % clients.len()].clone(), endpoint.clone());
+        Box::pin(async move { put(&client, &endpoint, etcd_wire::encode(&number.to_be_bytes(), &[b'x'; VALUE])).await })
+    });
+    measure(operation, in_flight, seconds, pids).await
+}
+
+/// Scales workloads through the API of a server, each writer its own, with connections that are kept.
+pub async fn api(workloads: &str, credentials: &str, in_flight: usize, seconds: f64, pids: &[u32]) -> anyhow::Result<()> {
+    let context: serde_json::Value = serde_json::from_slice(&std::fs::read(credentials)?)?;
+    let word = |name: &str| context[name].as_str().map(str::to_owned).with_context(|| format!("no `{name}` in {credentials}"));
+    let _ = rustls::crypto::ring::default_provider().install_default(); // the second call of a process finds it installed
+    let certificates = reqwest::Certificate::from_pem_bundle(word("ca_pem")?.as_bytes())?;
+    // HTTP/1.1: one request at a time on a connection, as most clients do.
+    let http = reqwest::Client::builder().tls_certs_only(certificates).http1_only().build()?;
+    let (token, workloads): (Arc<str>, Arc<str>) = (word("token")?.into(), workloads.into());
+    let operation: Operation = Arc::new(move |writer, number| {
+        let url = format!("{workloads}/w{writer}:scale");
+        let request = http.post(url).bearer_auth(&token).json(&json!({ "copies": number % 2 + 1 }));
+        Box::pin(async move {
+            let response = request.send().await?;
+            let status = response.status();
+            let body = response.bytes().await?;
+            anyhow::ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
+            Ok(())
+        })
+    });
+    measure(operation, in_flight, seconds, pids).await
+}
+
+/// Runs the writers and prints what was measured.
+async fn measure(operation: Operation, in_flight: usize, seconds: f64, pids: &[u32]) -> anyhow::Result<()> {
     let begin = Instant::now() + Duration::from_secs_f64(seconds * WARM_UP);
     let end = begin + Duration::from_secs_f64(seconds);
     let sequence = Arc::new(AtomicU64::new(0));
     let mut writers = JoinSet::new();
-    for number in 0..connections {
-        let client = connect(&endpoint).await.with_context(|| format!("failed to connect to {endpoint}"))?;
-        for _ in 0..in_flight / connections + usize::from(number < in_flight % connections) {
-            let (client, endpoint, sequence) = (client.clone(), endpoint.clone(), sequence.clone());
-            writers.spawn(async move {
-                let (mut took, mut errors) = (Vec::with_capacity(1 << 14), 0u64);
-                let value = [b'x'; VALUE];
-                while Instant::now() < end && errors < ERRORS_MAX {
-                    let key = sequence.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-                    let before = Instant::now();
-                    match put(&client, &endpoint, etcd_wire::encode(&key, &value)).await {
-                        Ok(()) if before >= begin => took.push(before.elapsed().as_micros() as u32),
-                        Ok(()) => {}
-                        Err(_) => errors += 1,
+    for writer in 0..in_flight {
+        let (operation, sequence) = (operation.clone(), sequence.clone());
+        writers.spawn(async move {
+            let (mut took, mut errors, mut error) = (Vec::with_capacity(1 << 14), 0u64, None);
+            while Instant::now() < end && errors < ERRORS_MAX {
+                let before = Instant::now();
+                match operation(writer, sequence.fetch_add(1, Ordering::Relaxed)).await {
+                    Ok(()) if before >= begin => took.push(before.elapsed().as_micros() as u32),
+                    Ok(()) => {}
+                    Err(e) => {
+                        errors += 1;
+                        error = Some(e);
                     }
                 }
-                (took, errors)
-            });
-        }
+            }
+            (took, errors, error)
+        });
     }
     tokio::time::sleep_until(begin.into()).await;
     let before = ticks(pids);
@@ -113,7 +150,10 @@ pub async fn load(endpoints: &str, in_flight: usize, seconds: f64, pids: &[u32])
     let used = ticks(pids) - before;
     let (mut took, mut errors) = (Vec::new(), 0);
     while let Some(writer) = writers.join_next().await {
-        let (more, failed) = writer?;
+        let (more, failed, error) = writer?;
+        if let Some(error) = error.filter(|_| errors == 0) {
+            eprintln!("first error of a writer: {error:#}");
+        }
         took.extend(more);
         errors += failed;
     }

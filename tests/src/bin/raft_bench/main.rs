@@ -4,6 +4,7 @@
 //! optimus-raft-bench certs DIR N                     the authority and N servers' certificates
 //! optimus-raft-bench node DIR CERTS ID PEERS DOOR    one server; PEERS and DOOR are lists of addresses, one a server
 //! optimus-raft-bench load ENDPOINTS IN_FLIGHT SECONDS [PID...]
+//! optimus-raft-bench api  WORKLOADS_URL CREDENTIALS IN_FLIGHT SECONDS [PID...]
 //! optimus-raft-bench gap  ENDPOINTS IN_FLIGHT SECONDS
 //! optimus-raft-bench disk DIR SECONDS append|fallocate|written
 //! ```
@@ -31,6 +32,10 @@ fn main() -> anyhow::Result<()> {
         ["load", endpoints, in_flight, seconds, ref pids @ ..] => {
             let pids = pids.iter().map(|pid| pid.parse()).collect::<Result<Vec<u32>, _>>()?;
             runtime.block_on(load::load(endpoints, in_flight.parse()?, seconds.parse()?, &pids))
+        }
+        ["api", workloads, credentials, in_flight, seconds, ref pids @ ..] => {
+            let pids = pids.iter().map(|pid| pid.parse()).collect::<Result<Vec<u32>, _>>()?;
+            runtime.block_on(load::api(workloads, credentials, in_flight.parse()?, seconds.parse()?, &pids))
         }
         ["gap", endpoints, in_flight, seconds] => runtime.block_on(load::gap(endpoints, in_flight.parse()?, seconds.parse()?)),
         ["disk", dir, seconds, how] => disk::probe(dir, seconds.parse()?, how),
