@@ -34,6 +34,7 @@ use super::IoMode;
 use super::clock::Latency;
 use super::error::{StoreError, chain, invalid};
 use super::fatal::Fatal;
+use super::network::Early;
 use super::runtime::{Mark, Runtime, Stored, stored, watched};
 use super::types::{Entry, LogId, StorageError, Types, Vote};
 
@@ -158,6 +159,8 @@ pub(crate) struct LogStore {
     gate: SnapshotGate,
     committed: Option<LogId>,
     node: u64,
+    /// Told of new entries the moment they are being written.
+    early: Option<Arc<Early>>,
 }
 
 /// Ends the writer.
@@ -232,7 +235,7 @@ impl LogStore {
             }
             IoMode::Inline => handle.task = Some(Runtime::spawn(writer.run_inline(waiting))),
         }
-        Ok((Self { shared, queue, gate, committed: opened.committed, node }, handle))
+        Ok((Self { shared, queue, gate, committed: opened.committed, node, early: None }, handle))
     }
 
     #[cfg(test)]
@@ -281,11 +284,22 @@ impl LogStore {
         LogReader(self.shared.clone())
     }
 
+    /// Has new entries of this server, when it leads, sent while they are written.
+    pub(crate) fn send_early(&mut self, early: Arc<Early>) {
+        self.early = Some(early);
+    }
+
     async fn perform(&self, op: impl FnOnce(Done) -> Op) -> Result<(), StoreError> {
+        self.perform_and(op, || ()).await
+    }
+
+    /// Queues the operation, does `meanwhile`, and waits for the operation.
+    async fn perform_and(&self, op: impl FnOnce(Done) -> Op, meanwhile: impl FnOnce()) -> Result<(), StoreError> {
         let _busy = Counted::new(&self.shared.busy);
         let (done, answer) = oneshot::channel();
         let stopped = || StoreError::Stopped(self.shared.fatal.get().unwrap_or_else(|| "the writer has ended".to_owned()));
         self.queue.send(op(done)).await.map_err(|_| stopped())?;
+        meanwhile();
         answer.await.map_err(|_| stopped())?
     }
 
@@ -389,7 +403,17 @@ impl RaftLogStorage<Types> for LogStore {
         // openraft 0.9 waits for the callback before it goes on, so waiting here costs nothing and makes "readable when
         // append returns" the same moment as "durable".
         let marks: Option<Vec<Mark>> = watched().then(|| entries.iter().map(Mark::from).collect());
-        match self.perform(|done| Op::Append(entries, done)).await {
+        let (vote, prev) = {
+            let view = self.shared.view();
+            (view.vote, view.last)
+        };
+        let copy = self.early.as_ref().filter(|early| early.wanted(vote, prev, &entries)).map(|early| (early, entries.clone()));
+        let send = || {
+            if let (Some((early, entries)), Some(vote)) = (copy, vote) {
+                early.send(vote, prev, self.committed, entries);
+            }
+        };
+        match self.perform_and(|done| Op::Append(entries, done), send).await {
             Ok(()) => {
                 stored(|| Stored::Appended(marks.unwrap_or_default()));
                 callback.log_io_completed(Ok(()));
