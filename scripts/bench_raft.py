@@ -7,8 +7,8 @@ import json, os, shutil, signal, socket, ssl, statistics, subprocess, sys, tempf
 
 PATIENCE = 60.0
 IN_FLIGHT = (1, 64, 512)
-# Above this the machine is busy with something else: wait for a calmer moment, a minute at most.
-CALM_LOAD, CALM_WAIT = 1.5, 60.0
+# Above this the machine is busy with something else: wait for a calmer moment, but no longer than the caller says.
+CALM_LOAD = 1.5
 
 
 def say(text):
@@ -41,9 +41,9 @@ def load_now():
         return float(f.read().split()[0])
 
 
-def calm():
-    """Waits until the machine has little else to do, and gives the load."""
-    end = time.monotonic() + CALM_WAIT
+def calm(patience):
+    """Waits at most so many seconds until the machine has little else to do, and gives the load."""
+    end = time.monotonic() + patience
     while load_now() > CALM_LOAD and time.monotonic() < end:
         time.sleep(2)
     return load_now()
@@ -170,7 +170,7 @@ def middle(rounds):
     return {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
 
 
-def throughput(tool, base, runs, seconds):
+def throughput(tool, base, runs, seconds, patience):
     """Rows of durable writes, ours and etcd's in turn."""
     for n in (1, 3):
         with Ours(n, base, tool) as ours, Etcd(n, base) as etcd:
@@ -179,7 +179,7 @@ def throughput(tool, base, runs, seconds):
                 for c in IN_FLIGHT:
                     # Who goes first changes.
                     for side in ((ours, etcd), (etcd, ours))[r % 2]:
-                        load = calm()
+                        load = calm(patience)
                         got = run([tool, "load", side.doors[side.leader()], c, seconds, *side.pids()])
                         say(f"  {n} servers, {c} in flight, {side.name}: {got['per_second']:.0f}/s, p50 {got['p50_us']} us, p99 {got['p99_us']} us, "
                             f"CPU {got['cpu_us']:.0f} us a write, {got['errors']} errors (load {load:.1f})")
@@ -192,11 +192,11 @@ def disk(tool, base, seconds=2):
     return {how: run([tool, "disk", base, seconds, how]) for how in ("append", "fallocate", "written")}
 
 
-def gaps(tool, base, trials, make, planned, writers=16):
+def gaps(tool, base, trials, make, planned, patience, writers=16):
     """Longest times without an acknowledged write when the leader is killed, or hands over."""
     found = []
     for trial in range(trials):
-        calm()
+        calm(patience)
         with make() as side:
             leader = side.leader()
             time.sleep(1)
@@ -239,7 +239,7 @@ class Product(Servers):
             wait_for(f"server {i + 1}", lambda: self.alive() or self.cli(i, "status", check=False) is not None, pause=0.1)
         wait_for("three voters", lambda: len(self.voters()) == self.n, pause=0.2)
 
-    def scale(self, tool, seconds, runs):
+    def scale(self, tool, seconds, runs, patience):
         """Rows of scales through the leader's API, each writer its own workload."""
         base = "/v1/projects/bench/envs/dev/workloads"
         os.makedirs(self.dir + "/w0")
@@ -259,7 +259,7 @@ class Product(Servers):
         for c in IN_FLIGHT:
             rounds = []
             for _ in range(runs):
-                calm()
+                calm(patience)
                 got = run([tool, "api", context["url"] + base, self.credentials(), c, seconds, *self.pids()])
                 say(f"  API, {c} in flight: {got['per_second']:.0f}/s, p50 {got['p50_us']} us, CPU {got['cpu_us']:.0f} us, {got['errors']} errors")
                 rounds.append(got)
@@ -334,7 +334,7 @@ def bench(binaries, args):
     say("  disk: " + ", ".join(f"{how} {d['per_second']:.0f} fdatasync/s (p50 {d['p50_us']} us)" for how, d in limit.items()))
     table("Durable writes of 256 bytes", "servers", "in flight", "ours/s", "etcd/s", "ratio", "ours p50 / p99 ms", "etcd p50 / p99 ms",
           "CPU us a write, ours / etcd")
-    for n, c, ours, etcd in throughput(tool, base, runs, seconds):
+    for n, c, ours, etcd in throughput(tool, base, runs, seconds, args.calm):
         ms = lambda g: f"{g['p50_us'] / 1000:.2f} / {g['p99_us'] / 1000:.1f}"
         lines.append(cells(n, c, whole(ours["per_second"]), whole(etcd["per_second"]), ratio(ours["per_second"], etcd["per_second"]), ms(ours), ms(etcd),
                            f"{ours['cpu_us']:.0f} / {etcd['cpu_us']:.0f}"))
@@ -349,7 +349,7 @@ def bench(binaries, args):
 
     with Product(3, base, optimus) as product:
         resting = idle(product, args.idle)
-        api = product.scale(tool, seconds, runs)
+        api = product.scale(tool, seconds, runs, args.calm)
     with Etcd(3, base) as etcd:
         peer = idle(etcd, args.idle)
     table("Three `optimus server` processes: scaling workloads over HTTPS, connections kept", "in flight", "scales/s", "p50 / p99 ms", "CPU us each, all servers", "errors")
@@ -364,8 +364,8 @@ def bench(binaries, args):
 
     table("Longest time without an acknowledged write, 16 writers", "", "ours, median / worst", "etcd, median / worst", "trials")
     for planned, what in ((False, "leader killed"), (True, "planned hand-over")):
-        ours = gaps(tool, base, args.trials, lambda: Ours(3, base, tool), planned)
-        etcd = gaps(tool, base, min(args.trials, args.peer_trials), lambda: Etcd(3, base), planned)
+        ours = gaps(tool, base, args.trials, lambda: Ours(3, base, tool), planned, args.calm)
+        etcd = gaps(tool, base, min(args.trials, args.peer_trials), lambda: Etcd(3, base), planned, args.calm)
         lines.append(cells(what, gap_text(ours), gap_text(etcd), f"{len(ours)}, etcd {len(etcd)}"))
         figure(f"{what}, median", "ms", statistics.median(ours), statistics.median(etcd))
         figure(f"{what}, worst", "ms", max(ours), max(etcd))
