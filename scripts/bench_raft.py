@@ -271,8 +271,8 @@ class Product(Servers):
 
     def voters(self):
         found = self.members()
-        items = found.get("items") or found.get("members") or []
-        return [m for m in items if m.get("role") in ("voter", "leader", "follower") or m.get("voter")]
+        servers = found["servers"] if isinstance(found, dict) else found
+        return [s for s in servers if s["role"] in ("leader", "voter")]
 
     def credentials(self):
         folder = f"{self.dir}/home0/config/optimus"
