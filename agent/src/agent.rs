@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::alloc::worker::Context;
 use crate::driver::Driver;
+use crate::driver::mock::Mock;
 use crate::driver::process::{ProcessConfig, ProcessDriver};
 use crate::facts::{self, Stated};
 use crate::ledger::{self, LedgerError, Sealer};
@@ -57,6 +58,9 @@ pub struct AgentConfig {
     pub cgroup_owner: String,
     /// Free labels of the node.
     pub labels: BTreeMap<String, String>,
+    /// Play workloads instead of running them: no process is ever started, each does what the variable `MOCK` of its
+    /// spec says ([`crate::driver::script`]).
+    pub mock: bool,
 }
 
 /// Why an agent does not start.
@@ -89,7 +93,7 @@ pub struct Agent {
 impl Agent {
     /// Starts the agent: what its ledger says runs or is found running before this returns.
     pub async fn start(config: AgentConfig, env: Env) -> Result<Agent, AgentError> {
-        let AgentConfig { data_dir, runner, ports, allow_unenforced, workload_user, address, name, cgroup_owner, labels } = config;
+        let AgentConfig { data_dir, runner, ports, allow_unenforced, workload_user, address, name, cgroup_owner, labels, mock } = config;
         check(&runner, ports, &cgroup_owner)?;
         let allocs_dir = prepare(&data_dir)?;
         let lock = lock(&data_dir)?;
@@ -128,7 +132,9 @@ impl Agent {
             worker_ended: Notify::new(),
             metrics,
         });
-        let drivers = BTreeMap::from([(process.name(), Arc::clone(&process) as Arc<dyn Driver>)]);
+        // It stands in for processes: which nodes play is decided where they are started, never by a spec.
+        let runs: Arc<dyn Driver> = if mock { Arc::new(Mock::new(ctx.env.clone())) } else { Arc::clone(&process) as _ };
+        let drivers = BTreeMap::from([(process.name(), runs)]);
         let manager = Manager::start(Arc::clone(&ctx), drivers, sealer, facts, held).await;
         Ok(Agent { manager, ctx, process, _lock: lock })
     }

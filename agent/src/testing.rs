@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use optimus_common::env::{Clock, Entropy, Env, Spawn};
 use optimus_common::ids::{AllocId, Name, WorkloadKey};
 use optimus_common::protocol::{Blob, DesiredAlloc};
-use optimus_common::spec::{Check, Driver, Health, Kind, Logs, Probe, Resources, Restart, Run, Stop, Strategy, Update, WorkloadSpec};
+use optimus_common::spec::{Check, Driver, Health, Kind, Logs, Probe, Resources, Restart, Run, Stop, Update, WorkloadSpec};
 use optimus_common::time::{Span, Timestamp};
 use optimus_common::units::{Bytes, Millicores};
 
@@ -61,12 +61,14 @@ pub fn spec(argv: &[&str]) -> WorkloadSpec {
         health: Health { readiness: None, liveness: None },
         restart: Restart { delay: Span::secs(1), delay_max: Span::secs(30), reset_after: Span::secs(60) },
         stop: Stop { signal: "TERM".into(), grace: Span::secs(5) },
-        update: Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(300), min_ready: Span(0) },
+        update: Update { deadline: Span::secs(300), ..Update::default() },
         logs: Logs { size: Bytes::mib(8) },
         secrets: vec![],
         labels: BTreeMap::new(),
         schedule: None,
         timeout: None,
+        disconnect: None,
+        runs: None,
     }
 }
 

@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    agent, cluster, completion, deploy, dev, events, explain, help, init, logs, nodes, ps, restart, rm, scale, server, status, stop, top,
-    validate, version,
+    agent, cluster, completion, deploy, deployments, dev, events, explain, help, init, jobs, logs, nodes, plan, ps, rebalance, restart, rm,
+    run, runs, scale, server, status, steer, stop, top, validate, version,
 };
 use crate::output::ColorChoice;
 
@@ -62,6 +62,9 @@ pub enum Verb {
     /// Deploy a project file and wait until its copies are ready
     #[command(before_help = deploy::EXAMPLES)]
     Deploy(deploy::Args),
+    /// Show what a deploy would do, where and why
+    #[command(before_help = plan::EXAMPLES)]
+    Plan(plan::Args),
     /// Show the cluster and its workloads
     #[command(before_help = status::EXAMPLES)]
     Status(status::Args),
@@ -80,18 +83,51 @@ pub enum Verb {
     /// Replace all copies of a workload, a few at a time
     #[command(before_help = restart::EXAMPLES)]
     Restart(restart::Args),
+    /// List deployments, or show one
+    #[command(before_help = deployments::EXAMPLES)]
+    Deployments(deployments::Args),
+    /// Let canaries or a second set take over
+    #[command(before_help = steer::PROMOTE)]
+    Promote(steer::Args),
+    /// Move nothing more of a deployment for now
+    #[command(before_help = steer::PAUSE)]
+    Pause(steer::Args),
+    /// Go on with a paused deployment
+    #[command(before_help = steer::RESUME)]
+    Resume(steer::Args),
+    /// Call a deployment off: the release before stays
+    #[command(before_help = steer::ABORT)]
+    Abort(steer::Args),
+    /// Try the release once more whose deployment failed
+    #[command(before_help = steer::RETRY)]
+    Retry(steer::Args),
+    /// Go back to the release that ran before
+    #[command(before_help = steer::ROLLBACK)]
+    Rollback(steer::RollbackArgs),
     /// Stop all copies of a workload; it stays known
     #[command(before_help = stop::EXAMPLES)]
     Stop(stop::Args),
     /// Stop a workload and forget it
     #[command(before_help = rm::EXAMPLES)]
     Rm(rm::Args),
+    /// Start a run of a job and wait for its end
+    #[command(before_help = run::EXAMPLES)]
+    Run(run::Args),
+    /// List the runs of a job, or cancel one
+    #[command(before_help = runs::EXAMPLES)]
+    Runs(runs::Args),
+    /// List jobs, when they run next and how they last ended
+    #[command(before_help = jobs::EXAMPLES)]
+    Jobs(jobs::Args),
     /// Say why a copy or workload is as it is, or what a field or error code means
     #[command(before_help = explain::EXAMPLES)]
     Explain(explain::Args),
-    /// List hosts, or let new ones in
+    /// List, label, cordon and drain hosts, or let new ones in
     #[command(before_help = nodes::EXAMPLES)]
     Nodes(nodes::Args),
+    /// Move copies to even out the hosts, within a budget
+    #[command(before_help = rebalance::EXAMPLES)]
+    Rebalance(rebalance::Args),
     /// Look at the servers of the control plane, add and remove them, export, restore and recover their state
     #[command(before_help = cluster::EXAMPLES)]
     Cluster(cluster::Args),

@@ -92,6 +92,11 @@ impl Client {
         Ok(Client { http, base, token: context.token.clone() })
     }
 
+    /// Whether it was made of this context.
+    pub fn is_of(&self, context: &Context) -> bool {
+        self.token == context.token && Url::parse(&context.url).is_ok_and(|url| url == self.base)
+    }
+
     /// The server's address, for messages.
     pub fn url(&self) -> &str {
         self.base.as_str().trim_end_matches('/')
@@ -122,6 +127,11 @@ impl Client {
     ) -> Result<Answer<T>, Failure> {
         let body = serde_json::to_vec(body).map_err(|error| Failure::new(Exit::Failed, what).because(error.to_string()))?;
         self.answer(Ask { method: Method::POST, path, query, body: Some(body), timeout: REQUEST_TIMEOUT, ndjson: false, what }).await
+    }
+
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, what: &str) -> Result<Answer<T>, Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| Failure::new(Exit::Failed, what).because(error.to_string()))?;
+        self.answer(Ask { method: Method::PUT, path, query: &[], body: Some(body), timeout: REQUEST_TIMEOUT, ndjson: false, what }).await
     }
 
     pub async fn delete<T: DeserializeOwned>(&self, path: &str, what: &str) -> Result<Answer<T>, Failure> {

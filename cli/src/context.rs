@@ -146,6 +146,20 @@ impl Store {
         Ok(path)
     }
 
+    /// Puts other CA certificates into the contexts that `mine` names. An empty `ca_pem` says nothing.
+    ///
+    /// # Errors
+    /// When a file cannot be written. One that cannot be read is not ours.
+    pub fn learn_ca(&self, mine: impl Fn(&Context) -> bool, ca_pem: &str) -> Result<(), ContextError> {
+        for name in self.names() {
+            let Ok(context) = self.read(&name) else { continue };
+            if !ca_pem.is_empty() && context.ca_pem != ca_pem && mine(&context) {
+                self.write(&name, &Context { ca_pem: ca_pem.to_owned(), ..context })?;
+            }
+        }
+        Ok(())
+    }
+
     pub fn read(&self, name: &str) -> Result<Context, ContextError> {
         let path = self.path(name)?;
         let file = fs::File::open(&path).map_err(|source| ContextError::Io { what: "open", path: path.clone(), source })?;

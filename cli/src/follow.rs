@@ -53,7 +53,7 @@ pub async fn to_the_end(
     let mut watchers = JoinSet::new();
     let mut all = BTreeMap::new();
     for deployment in deployments {
-        if !deployment.phase.is_final() {
+        if !deployment.is_at_rest() {
             watchers.spawn(watch(session.client.clone(), deployment.clone(), index, sender.clone()));
         }
         all.insert(deployment.id, Progress { deployment, copies: Vec::new() });
@@ -167,7 +167,7 @@ async fn watch_deployment(client: &Client, id: DeploymentId, mut index: u64, upd
         match client.get_changed::<Deployment>(&path, index, "cannot follow the deployment").await {
             Ok(answer) => {
                 away_since = None;
-                let last = answer.value.phase.is_final();
+                let last = answer.value.is_at_rest();
                 if updates.send(Update::Deployment(Box::new(answer.value))).await.is_err() || last {
                     return;
                 }
@@ -197,7 +197,8 @@ async fn watch_deployment(client: &Client, id: DeploymentId, mut index: u64, upd
 pub async fn failure(client: &Client, progress: &Progress, request_id: Option<&str>) -> Option<Failure> {
     let Deployment { key, phase, reason, from_release, release, .. } = &progress.deployment;
     let (exit, what) = match (phase, from_release) {
-        (DeploymentPhase::Succeeded | DeploymentPhase::Running, _) => return None,
+        (DeploymentPhase::Succeeded, _) => return None,
+        (phase, _) if phase.is_forward() => return None,
         (DeploymentPhase::Superseded, _) => (Exit::Conflict, format!("deployment of {key} release {release} was superseded")),
         (DeploymentPhase::Cancelled, _) => (Exit::Conflict, format!("deployment of {key} release {release} was cancelled")),
         (DeploymentPhase::RolledBack | DeploymentPhase::RollingBack, Some(from)) => {

@@ -77,12 +77,8 @@ fn trouble(copy: &Allocation) -> Option<String> {
 
 /// Line of one deployment.
 pub fn headline(deployment: &Deployment) -> String {
-    let Deployment { key, release, ready, wanted, phase, from_release, reason, .. } = deployment;
+    let Deployment { key, release, ready, wanted, phase, from_release, reason, weight, .. } = deployment;
     let doing = match phase {
-        DeploymentPhase::Running => match reason {
-            Some(reason) => format!("{ready}/{wanted} ready, waiting: {}", printable(&reason.message)),
-            None => format!("{ready}/{wanted} ready"),
-        },
         DeploymentPhase::Succeeded => format!("succeeded, {ready}/{wanted} ready"),
         DeploymentPhase::Failed => "failed".to_owned(),
         DeploymentPhase::RollingBack => match from_release {
@@ -95,6 +91,15 @@ pub fn headline(deployment: &Deployment) -> String {
         },
         DeploymentPhase::Superseded => "superseded by a newer deployment".to_owned(),
         DeploymentPhase::Cancelled => "cancelled".to_owned(),
+        forward => {
+            let phase = match forward {
+                DeploymentPhase::Placing | DeploymentPhase::Starting | DeploymentPhase::Health => String::new(),
+                other => format!("{}, ", other.word()),
+            };
+            let share = weight.map(|weight| format!(", {weight} % of the traffic")).unwrap_or_default();
+            let waits = reason.as_ref().map(|reason| format!(", waiting: {}", printable(&reason.message))).unwrap_or_default();
+            format!("{phase}{ready}/{wanted} ready{share}{waits}")
+        }
     };
     format!("{key} release {release}: {doing}")
 }
@@ -258,6 +263,12 @@ mod tests {
             deadline_at: None,
             reason: None,
             trigger: "deploy".into(),
+            since: None,
+            strategy: "rolling".into(),
+            weight: None,
+            steps: vec![],
+            paused: false,
+            promoted: true,
         }
     }
 
@@ -290,7 +301,7 @@ mod tests {
     #[test]
     fn the_screen_has_a_line_for_each_new_copy() {
         let progress = Progress {
-            deployment: deployment(DeploymentPhase::Running, 1),
+            deployment: deployment(DeploymentPhase::Starting, 1),
             copies: vec![copy(1, 2, Phase::Starting, false), copy(0, 2, Phase::Running, true), copy(1, 1, Phase::Running, true)],
         };
         assert_eq!(
@@ -307,7 +318,7 @@ mod tests {
     fn a_large_deployment_shows_what_is_not_ready_first() {
         let mut copies: Vec<Allocation> = (0..30).map(|index| copy(index, 2, Phase::Running, true)).collect();
         copies[29].ready = false;
-        let lines = screen(&Progress { deployment: deployment(DeploymentPhase::Running, 1), copies }, Timestamp(5_000), Paint(false));
+        let lines = screen(&Progress { deployment: deployment(DeploymentPhase::Starting, 1), copies }, Timestamp(5_000), Paint(false));
         assert_eq!(lines.len(), 1 + COPIES_SHOWN_MAX + 1);
         assert!(lines[1].contains("web-29") && lines[1].contains("checking"), "{lines:?}");
         assert_eq!(lines.last().unwrap(), "  and 18 more");
@@ -319,7 +330,7 @@ mod tests {
         let id = DeploymentId(Uuid::from_u128(1));
         let mut all = BTreeMap::from([(
             id,
-            Progress { deployment: deployment(DeploymentPhase::Running, 0), copies: vec![copy(0, 2, Phase::Starting, false)] },
+            Progress { deployment: deployment(DeploymentPhase::Starting, 0), copies: vec![copy(0, 2, Phase::Starting, false)] },
         )]);
         assert_eq!(plain.changes(&all, Timestamp(0)).len(), 2);
         assert!(plain.changes(&all, Timestamp(1)).is_empty());

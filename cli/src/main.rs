@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Cli, Verb};
+use commands::steer::Ask;
 use error::{Exit, Failure};
 use output::Terminal;
 
@@ -63,13 +64,25 @@ fn run(cli: Cli, terminal: Terminal) -> Result<(), Failure> {
 async fn client_verb(global: args::Global, verb: Verb, terminal: Terminal) -> Result<(), Failure> {
     match verb {
         Verb::Deploy(args) => commands::deploy::run(&args, &global, terminal).await,
+        Verb::Plan(args) => commands::plan::run(&args, &global, terminal).await,
         Verb::Status(args) => commands::status::run(&args, &global, terminal).await,
         Verb::Ps(args) => commands::ps::run(&args, &global, terminal).await,
         Verb::Logs(args) => commands::logs::run(&args, &global, terminal).await,
         Verb::Scale(args) => commands::scale::run(&args, &global, terminal).await,
         Verb::Restart(args) => commands::restart::run(&args, &global, terminal).await,
+        Verb::Deployments(args) => commands::deployments::run(&args, &global, terminal).await,
+        Verb::Promote(args) => commands::steer::run(Ask::Promote, &args, &global, terminal).await,
+        Verb::Pause(args) => commands::steer::run(Ask::Pause, &args, &global, terminal).await,
+        Verb::Resume(args) => commands::steer::run(Ask::Resume, &args, &global, terminal).await,
+        Verb::Abort(args) => commands::steer::run(Ask::Abort, &args, &global, terminal).await,
+        Verb::Retry(args) => commands::steer::run(Ask::Retry, &args, &global, terminal).await,
+        Verb::Rollback(args) => commands::steer::rollback(&args, &global, terminal).await,
         Verb::Stop(args) => commands::stop::run(&args, &global, terminal).await,
         Verb::Rm(args) => commands::rm::run(&args, &global, terminal).await,
+        Verb::Run(args) => commands::run::run(&args, &global, terminal).await,
+        Verb::Runs(args) => commands::runs::run(&args, &global, terminal).await,
+        Verb::Jobs(args) => commands::jobs::run(&args, &global, terminal).await,
+        Verb::Rebalance(args) => commands::rebalance::run(&args, &global, terminal).await,
         Verb::Explain(args) => commands::explain::run(&args, &global, terminal).await,
         Verb::Top(args) => commands::top::run(&args, &global, terminal).await,
         Verb::Nodes(args) => commands::nodes::run(&args, &global, terminal).await,

@@ -33,6 +33,8 @@ use crate::target::Scope;
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the join of `dev`'s own agent may take before something is wrong.
 const TOKEN_TTL: Span = Span::secs(300);
+/// How often a server looks whether the context it wrote must know other CAs.
+const CA_LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long `dev` waits for an example it deploys.
 const DEPLOY_DEADLINE: Duration = Duration::from_secs(300);
 /// User of workloads that name none, when the agent is root.
@@ -69,6 +71,7 @@ pub async fn server(config: ServerConfig) -> anyhow::Result<()> {
     let ended = tokio::select! {
         result = asked_to_end() => result,
         why = server.fatal() => Err(anyhow::anyhow!("the server must stop: {why}")),
+        never = keep_ca_known(&server) => match never {},
         news = server.left() => {
             println!("{news}; its data directory may be removed");
             Ok(())
@@ -101,6 +104,7 @@ pub async fn agent(config: AgentConfig) -> anyhow::Result<()> {
             name: Some(name.clone()),
             cgroup_owner: CGROUP_OWNER.into(),
             labels: BTreeMap::new(),
+            mock: config.mock,
         },
         env.clone(),
     )
@@ -173,6 +177,7 @@ pub async fn dev(config: DevConfig) -> anyhow::Result<()> {
         None => tokio::select! {
             result = asked => result,
             why = server.fatal() => Err(anyhow::anyhow!("the server must stop: {why}")),
+            never = keep_ca_known(&server) => match never {},
         },
     };
 
@@ -230,6 +235,7 @@ async fn dev_agent(
             // Two `dev` of one machine must not take each other's groups for leaked ones.
             cgroup_owner: format!("{CGROUP_OWNER}-dev-{}", identity.node.short()),
             labels: BTreeMap::new(),
+            mock: false,
         },
         env.clone(),
     )
@@ -308,6 +314,24 @@ fn unenforced(terminal: &Terminal, facts: &NodeFacts) {
 
 fn next_steps(dirs: &[PathBuf]) -> String {
     format!("deployed {}; Ctrl-C stops everything", dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", "))
+}
+
+/// The context written at the start follows the cluster's CAs while this server runs.
+async fn keep_ca_known(server: &Server) -> std::convert::Infallible {
+    let ours = context_of(server);
+    let mut known = ours.ca_pem;
+    loop {
+        tokio::time::sleep(CA_LOOK_EVERY).await;
+        let ca_pem = server.identity.ca_pem();
+        if ca_pem == known {
+            continue;
+        }
+        let mine = |context: &Context| context.url == ours.url && context.token == ours.token;
+        match context::Store::open().and_then(|store| store.learn_ca(mine, &ca_pem)) {
+            Ok(()) => known = ca_pem,
+            Err(error) => tracing::warn!(%error, "the CLI's context does not know the cluster's CAs yet; trying again"),
+        }
+    }
 }
 
 fn context_of(server: &Server) -> Context {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
@@ -50,6 +51,8 @@ typed_id! {
     DeploymentId,
     /// A join token.
     TokenId,
+    /// One run of a job. That of a scheduled run follows from the job and the instant it was due at.
+    RunId,
     /// One API request that changes something; a retry carries the same id.
     RequestId,
 }
@@ -58,10 +61,11 @@ typed_id! {
 pub const NAME_MAX: usize = 63;
 
 /// A name of a project, environment, workload or port: `[a-z][a-z0-9-]{0,62}`, not ending in `-`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, utoipa::ToSchema)]
-#[serde(transparent)]
+///
+/// Shared: names are part of every key, and look-ups by key clone them by the hundred thousand.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, utoipa::ToSchema)]
 #[schema(value_type = String, pattern = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")]
-pub struct Name(String);
+pub struct Name(Arc<str>);
 
 /// Why a text is not a [`Name`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -95,7 +99,7 @@ impl Name {
         if text.ends_with('-') {
             return Err(NameError::End(text));
         }
-        Ok(Name(text))
+        Ok(Name(text.into()))
     }
 
     pub fn as_str(&self) -> &str {
@@ -117,6 +121,11 @@ impl FromStr for Name {
     type Err = NameError;
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         Name::new(s)
+    }
+}
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 impl<'de> Deserialize<'de> for Name {

@@ -5,6 +5,7 @@
 //! of the traits in [`env`] and [`disk`] is in `optimus-host`; a simulator may supply its own.
 
 pub mod api;
+pub mod clock_skew;
 pub mod codec;
 pub mod disk;
 pub mod env;
@@ -21,7 +22,7 @@ pub mod units;
 pub mod usage;
 
 pub use figures::Figures;
-pub use ids::{AllocId, ClusterId, DeploymentId, Name, NodeId, TokenId, WorkloadKey};
+pub use ids::{AllocId, ClusterId, DeploymentId, Name, NodeId, RunId, TokenId, WorkloadKey};
 pub use metric::Metric;
 pub use reason::Reason;
 pub use time::{Span, Timestamp};

@@ -29,12 +29,17 @@ pub const ALPN_RAFT: &[u8] = b"optimus-raft/1";
 /// Versions of the agent protocol this build speaks, oldest and newest.
 ///
 /// 2: the server tells the agent the addresses of all servers ([`Servers`]).
+/// 3: the server tells which CAs to trust ([`Trust`]), and pongs carry the agent's clock ([`ClockPong`]).
 /// 4: agents tell what they use ([`Usage`]) and answer for its history ([`HistoryRequest`]).
 pub const PROTOCOL: (u16, u16) = (1, 4);
 /// First version with [`Servers`].
 pub const VERSION_SERVERS: u16 = 2;
+/// First version with [`Trust`], [`Trusting`] and [`ClockPong`].
+pub const VERSION_TRUST: u16 = 3;
 /// First version with [`Usage`] and [`HistoryRequest`].
 pub const VERSION_USAGE: u16 = 4;
+/// Most CAs told at once.
+pub const ROOTS_MAX: usize = 4;
 
 /// Most allocations in one desired set.
 pub const ALLOCS_PER_NODE_MAX: usize = 4096;
@@ -97,6 +102,9 @@ messages! {
         ServerJoinRequest = 14 v 1,
         ServerJoinAnswer = 15 v 1,
         Servers = 16 v 1,
+        Trust = 17 v 1,
+        Trusting = 18 v 1,
+        ClockPong = 19 v 1,
         Usage = 20 v 1,
         UsageEvery = 21 v 1,
         HistoryRequest = 22 v 1,
@@ -180,6 +188,33 @@ pub struct Ping {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pong {
     pub n: u64,
+}
+
+/// The CAs an agent shall trust from now on, and no others. After the welcome and at each change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trust {
+    /// Grows with each step of each rotation; an agent takes no older word than it has, from a server that lags.
+    pub progress: u64,
+    /// Certificates in DER, at most [`ROOTS_MAX`]; the one that signs first. An agent whose certificate another one signed
+    /// renews it.
+    pub roots: Vec<Vec<u8>>,
+}
+
+/// What an agent trusts, told once it is durable: after each [`Trust`] and each renewal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trusting {
+    /// SHA-256 of each CA certificate it trusts.
+    pub roots: Vec<[u8; 32]>,
+    /// SHA-256 of the CA certificate that signed the one it holds.
+    pub signer: [u8; 32],
+}
+
+/// A pong with the agent's clock, from which the server tells how far it is off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockPong {
+    pub n: u64,
+    /// The agent's wall clock as it answers.
+    pub at: Timestamp,
 }
 
 /// Redeems a join token.

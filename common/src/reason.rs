@@ -147,6 +147,58 @@ pub enum Reason {
         by: u64,
     },
     Cancelled,
+    /// It comes after a workload that is not ready.
+    WaitsFor {
+        workload: String,
+    },
+    AwaitingPromotion,
+    Paused {
+        since: Timestamp,
+        why: Option<String>,
+    },
+    Baking {
+        until: Timestamp,
+    },
+    /// Its copies are worse than those of the release before.
+    AnalysisFailed {
+        what: String,
+    },
+    /// It failed, and the release before is no other.
+    NothingToGoBackTo {
+        release: u64,
+        #[schema(no_recursion)]
+        last: Box<Reason>,
+    },
+    /// Somebody called it off.
+    CalledOff {
+        why: Option<String>,
+    },
+    /// The command that runs before the shift ended badly.
+    ReleaseCommand {
+        why: String,
+    },
+    /// What the workload needs is not there.
+    Missing {
+        what: String,
+    },
+    // runs of jobs, and nodes
+    /// A try of a job's run took longer than its `timeout`.
+    TimedOut {
+        after: Span,
+    },
+    /// Another run of the job is active.
+    RunActive {
+        run: u64,
+    },
+    /// Its node is being emptied.
+    Drained {
+        node: String,
+    },
+    /// The daemon is not for this node, or no longer.
+    NotForNode {
+        node: String,
+        why: Refusal,
+    },
 }
 
 /// The registered facts of one code.
@@ -218,6 +270,28 @@ codes! {
     SUPERSEDED = "OPT-2502", "superseded by a newer deployment",
         "A newer deploy of the same workload took over.";
     CANCELLED = "OPT-2503", "cancelled", "Somebody stopped or removed the workload while it was being deployed.";
+    WAITS_FOR = "OPT-2510", "waiting for another workload",
+        "The workload is to come after another one that is not ready. Its deployment begins when that is, and fails if that takes longer than its deadline.";
+    AWAITING_PROMOTION = "OPT-2511", "waiting for promotion",
+        "The new release proved itself; `auto_promote` is off, so somebody has to say `optimus promote`. There is no deadline.";
+    PAUSED = "OPT-2512", "paused", "Somebody paused the deployment; `optimus resume` lets it go on. Deadlines stand still meanwhile.";
+    BAKING = "OPT-2513", "baking", "The new release has its share of the traffic and must go on well until the time given.";
+    ANALYSIS_FAILED = "OPT-2514", "worse than the release before",
+        "What the new copies showed under traffic is worse than what is allowed, or than the release before shows at the same time.";
+    NOTHING_TO_GO_BACK_TO = "OPT-2515", "nothing to go back to",
+        "The release failed, and the one before has the very same spec, so going back would change nothing. The copies were left for you to look at.";
+    CALLED_OFF = "OPT-2516", "called off", "Somebody aborted the deployment or rolled it back.";
+    RELEASE_COMMAND = "OPT-2517", "the release command failed",
+        "`release_command` runs once before the first copy of a release starts. It ended badly or took too long, so nothing else was touched.";
+    MISSING = "OPT-2518", "something it needs is missing", "The detail says what. The deployment begins when it is there.";
+    RUN_TIMED_OUT = "OPT-2601", "the run took too long",
+        "A try of the job's run was stopped because it took longer than `timeout`. Give it more time, or look at its last lines for what it waits for.";
+    RUN_ACTIVE = "OPT-2602", "another run is active",
+        "The job's schedule forbids that runs overlap, or as many runs as `runs.active` allows are active: this one waits or is skipped.";
+    DRAINED = "OPT-2603", "moved off a node that is being emptied",
+        "Somebody drains the copy's node. It is placed elsewhere as soon as there is room.";
+    NOT_FOR_NODE = "OPT-2604", "the daemon is not for this node",
+        "A daemon runs on the nodes that match it; this one does not, or no longer.";
     INVALID_SPEC = "OPT-1001", "the project file is not valid",
         "The place and the cause are given. `optimus explain FIELD` documents each field.";
     NOT_AVAILABLE_YET = "OPT-1002", "not available yet",
@@ -277,6 +351,19 @@ impl Reason {
             DeadlinePassed { .. } => &code::DEADLINE_PASSED,
             Superseded { .. } => &code::SUPERSEDED,
             Cancelled => &code::CANCELLED,
+            WaitsFor { .. } => &code::WAITS_FOR,
+            AwaitingPromotion => &code::AWAITING_PROMOTION,
+            Paused { .. } => &code::PAUSED,
+            Baking { .. } => &code::BAKING,
+            AnalysisFailed { .. } => &code::ANALYSIS_FAILED,
+            NothingToGoBackTo { .. } => &code::NOTHING_TO_GO_BACK_TO,
+            CalledOff { .. } => &code::CALLED_OFF,
+            ReleaseCommand { .. } => &code::RELEASE_COMMAND,
+            Missing { .. } => &code::MISSING,
+            TimedOut { .. } => &code::RUN_TIMED_OUT,
+            RunActive { .. } => &code::RUN_ACTIVE,
+            Drained { .. } => &code::DRAINED,
+            NotForNode { .. } => &code::NOT_FOR_NODE,
         }
     }
 
@@ -284,6 +371,7 @@ impl Reason {
     pub fn root(&self) -> &Reason {
         match self {
             Reason::CrashLoop { last, .. } | Reason::DeadlinePassed { last: Some(last), .. } => last.root(),
+            Reason::NothingToGoBackTo { last, .. } => last.root(),
             other => other,
         }
     }
@@ -298,6 +386,14 @@ impl Reason {
                 | Reason::Replaced { .. }
                 | Reason::Superseded { .. }
                 | Reason::Cancelled
+                | Reason::WaitsFor { .. }
+                | Reason::AwaitingPromotion
+                | Reason::Paused { .. }
+                | Reason::Baking { .. }
+                | Reason::CalledOff { .. }
+                | Reason::RunActive { .. }
+                | Reason::Drained { .. }
+                | Reason::NotForNode { .. }
         )
     }
 }
@@ -422,6 +518,23 @@ impl fmt::Display for Reason {
             }
             Superseded { by } => write!(f, "superseded by release {by}"),
             Cancelled => write!(f, "cancelled"),
+            WaitsFor { workload } => write!(f, "waiting for {workload} to be ready"),
+            AwaitingPromotion => write!(f, "waiting for promotion"),
+            Paused { since, why: None } => write!(f, "paused since {since}"),
+            Paused { since, why: Some(why) } => write!(f, "paused since {since}: {why}"),
+            Baking { until } => write!(f, "has to go on well until {until}"),
+            AnalysisFailed { what } => write!(f, "{what}"),
+            NothingToGoBackTo { release, last } => {
+                write!(f, "{last}; release {release} before it has the same spec, so there is nothing to go back to")
+            }
+            CalledOff { why: None } => write!(f, "called off"),
+            CalledOff { why: Some(why) } => write!(f, "called off: {why}"),
+            ReleaseCommand { why } => write!(f, "the release command failed: {why}"),
+            Missing { what } => write!(f, "{what}"),
+            TimedOut { after } => write!(f, "took longer than its timeout of {after}"),
+            RunActive { run } => write!(f, "run {run} is active"),
+            Drained { node } => write!(f, "node {node} is being drained"),
+            NotForNode { node, why } => write!(f, "not for node {node}: {why}"),
         }
     }
 }

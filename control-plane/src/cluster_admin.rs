@@ -5,11 +5,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use optimus_common::api::v1::{ClusterView, ServerRole, ServerView};
-use optimus_common::codec;
-use optimus_core::state::State;
+use optimus_common::api::v1::{CaPhase, CaRotation, ClusterView, ServerRole, ServerView};
+use optimus_common::{Timestamp, clock_skew, codec};
+use optimus_core::state::{RotationPhase, State, explain_rotation, rotation_waits_for};
 use serde::{Deserialize, Serialize};
 
+use crate::identity::pem;
 use crate::raft::{Machine, PeerError, PeerRpc, RaftNode};
 
 /// Longest wait for the leader's answer; a hand-over takes much less.
@@ -58,6 +59,7 @@ pub struct MemberReport {
 enum Request {
     Report,
     Transfer { to: Option<u64> },
+    Clock,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,6 +68,12 @@ enum Reply {
     Leader(u64),
     NotLeader,
     Refused(String),
+    Clock(Timestamp),
+}
+
+/// The answer to `body` if it asks for this server's wall clock, which is `now`.
+pub fn clock_answer(body: &[u8], now: Timestamp) -> Option<Bytes> {
+    matches!(codec::from_msgpack(body), Ok(Request::Clock)).then(|| codec::to_msgpack(&Reply::Clock(now)).into())
 }
 
 /// The answers of one server.
@@ -83,6 +91,16 @@ impl<M: Machine> RaftAdmin<M> {
         }
     }
 
+    /// The wall clock of the leader, another server, as it answered.
+    pub async fn leaders_clock(&self, within: Duration) -> Result<Timestamp, AdminError> {
+        let body = Bytes::from(codec::to_msgpack(&Request::Clock));
+        let bytes = self.0.ask_leader(PeerRpc::Admin, body, within).await.map_err(|e| AdminError::NoLeader(e.to_string()))?;
+        match codec::from_msgpack(&bytes) {
+            Ok(Reply::Clock(at)) => Ok(at),
+            _ => Err(AdminError::Refused("the leader did not tell its clock".into())),
+        }
+    }
+
     /// Answers a peer that takes this server for the leader.
     pub async fn handle(&self, body: &[u8]) -> Result<Bytes, PeerError> {
         let request = codec::from_msgpack(body).map_err(|e| PeerError::Refused(format!("admin request: {e}")))?;
@@ -94,6 +112,8 @@ impl<M: Machine> RaftAdmin<M> {
             return Reply::NotLeader;
         }
         match request {
+            // Answered before it comes here, as every server has a clock.
+            Request::Clock => Reply::Refused("no clock".into()),
             Request::Report => Reply::Report(report(&self.0.status())),
             Request::Transfer { to } => match self.0.transfer_leader(to).await {
                 Ok(leader) => Reply::Leader(leader),
@@ -127,7 +147,7 @@ fn unexpected(reply: Reply) -> AdminError {
     match reply {
         Reply::NotLeader => AdminError::NoLeader("the server asked does not lead any more".into()),
         Reply::Refused(why) => AdminError::Refused(why),
-        Reply::Report(_) | Reply::Leader(_) => AdminError::Refused("the leader answered another question".into()),
+        Reply::Report(_) | Reply::Leader(_) | Reply::Clock(_) => AdminError::Refused("the leader answered another question".into()),
     }
 }
 
@@ -172,10 +192,12 @@ pub fn view(state: &State, report: &Report) -> Option<ClusterView> {
                 silent_ms,
                 behind: member.and_then(|m| m.behind),
                 joined_at: row.joined_at,
+                clock_skew_ms: row.clock_skew_ms,
             }
         })
         .collect();
-    let warnings = warnings(cluster.version, &servers, report);
+    let mut warnings = warnings(cluster.version, &servers, report);
+    warnings.extend(clocks(state));
     Some(ClusterView {
         cluster: cluster.id,
         leader: report.leader,
@@ -183,8 +205,48 @@ pub fn view(state: &State, report: &Report) -> Option<ClusterView> {
         last_log: report.last_log,
         version: cluster.version,
         servers,
+        ca: cluster.authorities.signing,
+        ca_pem: cluster.roots().into_iter().map(pem).collect(),
+        rotation: rotation(state),
         warnings,
     })
+}
+
+fn rotation(state: &State) -> Option<CaRotation> {
+    let held = state.cluster.as_ref()?.authorities.rotation.as_ref()?;
+    Some(CaRotation {
+        from: held.from,
+        to: held.number,
+        phase: match held.phase {
+            RotationPhase::Announce => CaPhase::Announce,
+            RotationPhase::Sign => CaPhase::Sign,
+        },
+        started_at: held.started_at,
+        phase_since: held.phase_at,
+        waited: held.waited,
+        left: held.left(),
+        overlap: held.overlap,
+        waits_for: rotation_waits_for(state),
+        text: explain_rotation(state)?,
+    })
+}
+
+/// Most clocks that are named.
+const CLOCKS_MAX: usize = 5;
+
+/// Whose clock is off.
+fn clocks(state: &State) -> Vec<String> {
+    let servers = state.servers.values().filter_map(|s| Some((format!("server {} ({})", s.id, s.name), s.clock_skew_ms?)));
+    let nodes = state.nodes.values().filter(|n| n.up).filter_map(|n| Some((n.facts.name.clone(), n.clock_skew_ms?)));
+    let mut off: Vec<(String, i64)> = servers.chain(nodes).collect();
+    off.sort_by_key(|(_, skew)| std::cmp::Reverse(skew.unsigned_abs()));
+    let more = off.len().saturating_sub(CLOCKS_MAX);
+    let mut out: Vec<String> =
+        off.iter().take(CLOCKS_MAX).map(|(who, skew)| format!("the clock of {who} is {}", clock_skew::in_words(*skew))).collect();
+    if more > 0 {
+        out.push(format!("the clocks of {more} more are off; `optimus nodes` tells whose"));
+    }
+    out
 }
 
 fn warnings(version: u32, servers: &[ServerView], report: &Report) -> Vec<String> {
@@ -220,7 +282,7 @@ fn warnings(version: u32, servers: &[ServerView], report: &Report) -> Vec<String
 mod tests {
     use std::sync::Arc;
 
-    use optimus_common::{ClusterId, Timestamp};
+    use optimus_common::ClusterId;
     use optimus_core::state::{Cluster, ServerRow};
 
     use super::*;
@@ -237,6 +299,9 @@ mod tests {
             level: 2,
             joined_at: Timestamp(id),
             leaving,
+            ca_trusted: 0,
+            ca_signer: 0,
+            clock_skew_ms: None,
         };
         (id, Arc::new(row))
     }
@@ -249,6 +314,7 @@ mod tests {
             ca_certificate: vec![],
             ca_key_sealed: vec![],
             version: 2,
+            authorities: Default::default(),
         };
         let mut state = State::default();
         state.cluster = Some(cluster);

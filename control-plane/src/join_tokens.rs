@@ -6,6 +6,7 @@ use std::pin::Pin;
 use optimus_common::Span;
 use optimus_common::api::v1::JoinTokenAnswer;
 use optimus_common::join_token::Role;
+use optimus_core::state::Command;
 
 use crate::store::ProposeError;
 
@@ -28,4 +29,9 @@ pub trait JoinTokens: Send + Sync + 'static {
         ttl: Span,
         uses: u32,
     ) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>>;
+
+    /// The command that announces a new CA, both to be trusted for `overlap` at most.
+    fn next_ca(&self, _overlap: Span) -> Result<Command, JoinTokenError> {
+        Err(JoinTokenError::Refused("this server holds no CA".into()))
+    }
 }

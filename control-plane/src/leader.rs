@@ -72,10 +72,16 @@ async fn step(store: &Store) -> Result<Next, ProposeError> {
     let env = &store.env;
     let began = env.clock.monotonic();
     let outcome = reconciler::reconcile(&state, env.clock.now(), &mut || AllocId(env.new_id()));
+    let mut acted = false;
     let took = env.clock.monotonic().saturating_sub(began);
+    for command in outcome.commands {
+        acted |= matches!(store.propose_leading(command).await?, Applied::Done { .. });
+    }
     if !outcome.plan.is_empty() {
         // Its effect moves the applied index, which is what brings the next look.
-        if let Applied::Unchanged { .. } = store.propose_leading(Command::Plan(outcome.plan)).await? {
+        if let Applied::Unchanged { .. } = store.propose_leading(Command::Plan(outcome.plan)).await?
+            && !acted
+        {
             return Ok(Next::Again);
         }
     } else if took > LONG_LOOK {

@@ -20,5 +20,7 @@ pub mod peer_link;
 pub mod peers;
 pub mod raft;
 pub mod rescue;
+pub mod rotation;
 pub mod server;
+pub mod server_clock;
 pub mod store;

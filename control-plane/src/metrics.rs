@@ -16,6 +16,8 @@ pub struct Metrics {
     raft: IntGaugeVec,
     traffic: IntCounterVec,
     nodes: IntGaugeVec,
+    clocks_off: IntGauge,
+    server_clocks: IntGaugeVec,
     workloads: IntGauge,
     copies: IntGaugeVec,
     deployments_running: IntGauge,
@@ -49,6 +51,15 @@ impl Metrics {
                 ),
             ),
             nodes: register(&registry, gauges("optimus_nodes", "Nodes, by whether they answer.", "phase")),
+            server_clocks: register(
+                &registry,
+                gauges(
+                    "optimus_server_clock_skew_milliseconds",
+                    "How far a server's clock is ahead of the leader's; 0 while it is off by less than 1 s.",
+                    "server",
+                ),
+            ),
+            clocks_off: register(&registry, IntGauge::new("optimus_clocks_off", "Servers and nodes whose clock is off by more than 1 s.")),
             workloads: register(&registry, IntGauge::new("optimus_workloads", "Workloads.")),
             copies: register(&registry, gauges("optimus_copies", "Copies, by phase.", "phase")),
             deployments_running: register(&registry, IntGauge::new("optimus_deployments_running", "Deployments under way.")),
@@ -120,6 +131,13 @@ impl Metrics {
         let up = state.nodes.values().filter(|node| node.up).count();
         self.nodes.with_label_values(&["up"]).set(signed(up as u64));
         self.nodes.with_label_values(&["down"]).set(signed((state.nodes.len() - up) as u64));
+        self.server_clocks.reset(); // those that have left
+        for (id, server) in &state.servers {
+            self.server_clocks.with_label_values(&[&id.to_string()]).set(server.clock_skew_ms.unwrap_or(0));
+        }
+        let servers_off = state.servers.values().filter(|server| server.clock_skew_ms.is_some()).count();
+        let nodes_off = state.nodes.values().filter(|node| node.up && node.clock_skew_ms.is_some()).count();
+        self.clocks_off.set(signed((servers_off + nodes_off) as u64));
         self.workloads.set(signed(state.workloads.len() as u64));
         self.deployments_running.set(signed(state.deployments.values().filter(|deployment| !deployment.phase.is_final()).count() as u64));
         let phases = [Phase::Pending, Phase::Starting, Phase::Running, Phase::Backoff, Phase::Stopping, Phase::Stopped, Phase::Failed];

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::announce::{self, Announcement};
 use crate::api::{self, ApiConfig, ApiDeps};
 use crate::auth::{self, Auth};
-use crate::cluster_admin::RaftAdmin;
+use crate::cluster_admin::{self, RaftAdmin};
 use crate::consensus::{CoreMachine, RaftConsensus};
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::identity::record::Record;
@@ -32,6 +32,8 @@ use crate::peer_link::PeerLink;
 use crate::peers::{PeerServer, QuicPeers};
 use crate::raft::{self, PeerError, PeerHandler, PeerRpc, RaftConfig, RaftNode, Tuning};
 use crate::rescue::{self, archive, archiver::Archiver, schedule::Figures, schedule::Schedule};
+use crate::rotation;
+use crate::server_clock;
 use crate::store::Store;
 
 /// How long a server may take to lead itself after its start; more means its disk is broken.
@@ -178,7 +180,7 @@ impl Server {
         let listener = TcpListener::bind(config.api_listen).await.map_err(step(format!("listen for the API on {}", config.api_listen)))?;
         let api_addr = listener.local_addr().map_err(step("listen for the API"))?;
         peers.connect(calls.clone(), identity.members().clone());
-        raft.set_handler(Arc::new(PeerCalls { admin: RaftAdmin(raft.clone()), leases: gateway.lease_handler() }));
+        raft.set_handler(Arc::new(PeerCalls { admin: RaftAdmin(raft.clone()), leases: gateway.lease_handler(), env: env.clone() }));
         let listening = Some((gateway.local_addr(), api_addr));
         let own = Announcement { server: raft.id(), facts: facts(config, listening), key_fingerprint: identity.key_fingerprint(), alone };
         let api_config = ApiConfig {
@@ -214,18 +216,19 @@ impl Server {
         };
         let end = || server.shutdown.child_token();
         let (identity_end, gateway_end, announce_end) = (end(), end(), end());
-        let (left, members) = (server.left.clone(), identity.members().clone());
+        let left = server.left.clone();
         let mut tasks = vec![
             (
-                "members",
+                "identity",
                 tokio::spawn({
-                    let (store, end) = (store.clone(), end());
-                    async move { members.run(store, end).await }
+                    let store = store.clone();
+                    async move { identity.run(store, identity_end).await }
                 }),
             ),
-            ("identity", tokio::spawn(async move { identity.run(identity_end).await })),
+            ("CA rotation", tokio::spawn(rotation::run(store.clone(), end()))),
             ("gateway", tokio::spawn(async move { gateway.run(gateway_end).await })),
             ("leader", tokio::spawn(leader::run(store.clone(), end()))),
+            ("clock", tokio::spawn(server_clock::run(store.clone(), RaftAdmin(raft.clone()), raft.id(), end()))),
             ("membership", tokio::spawn(membership::run(store.clone(), raft, end()))),
             (
                 "announce",
@@ -284,6 +287,7 @@ impl Server {
 struct PeerCalls {
     admin: RaftAdmin<CoreMachine>,
     leases: Arc<dyn PeerHandler>,
+    env: Env,
 }
 
 impl PeerHandler for PeerCalls {
@@ -291,6 +295,9 @@ impl PeerHandler for PeerCalls {
         match kind {
             PeerRpc::Leases => self.leases.handle(from, kind, body),
             PeerRpc::Admin => {
+                if let Some(answer) = cluster_admin::clock_answer(&body, self.env.clock.now()) {
+                    return Box::pin(async { Ok(answer) });
+                }
                 let admin = RaftAdmin(self.admin.0.clone());
                 Box::pin(async move { admin.handle(&body).await })
             }

@@ -15,3 +15,4 @@ pub mod loop_image;
 pub mod netns;
 pub mod router;
 pub mod scenario;
+pub mod sim_agents;

@@ -15,9 +15,11 @@ use optimus_common::join_token::Role;
 use optimus_common::protocol::*;
 use optimus_common::reason::{Exit, NodeRefusal, Oom, Refusal};
 use optimus_common::spec::{self, Context, WorkloadSpec};
-use optimus_common::{AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
+use optimus_common::{
+    AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, RunId, Span, Timestamp, TokenId, WorkloadKey,
+};
 use optimus_core::state::command::*;
-use optimus_core::state::{Proposal, State};
+use optimus_core::state::{Due, Member, Proposal, RotationPhase, RunPhase, SkipReason, State};
 use optimus_tests::harness::repo_root;
 use uuid::Uuid;
 
@@ -98,6 +100,7 @@ fn commands() -> Vec<(&'static str, Command)> {
             DeploymentStep::RolledBack { id: deployment },
         ],
         remove: vec![key()],
+        ..Plan::default()
     };
     let item = DeployItem { key: key(), spec: Arc::new(full_spec()), source: Some("name = \"web\"".into()), deployment };
     let (key_fingerprint, certificate_expires_at) = (vec![1, 2], Timestamp(99));
@@ -115,7 +118,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("node_up", Command::NodeUp { node, facts: facts() }),
         ("node_down", Command::NodeDown { node }),
         ("node_certificate", Command::NodeCertificate { node, key_fingerprint: vec![1], expires_at: Timestamp(8) }),
-        ("deploy", Command::Deploy { items: vec![item] }),
+        ("deploy", Command::Deploy { items: vec![item.clone()] }),
         ("restart", Command::Restart { key: key(), deployment }),
         ("scale", Command::Scale { key: key(), copies: 5, deployment }),
         ("stop_workload", Command::StopWorkload { key: key() }),
@@ -128,6 +131,45 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("remove_server", Command::RemoveServer { id: 7 }),
         ("forget_server", Command::ForgetServer { id: 7 }),
         ("remove_node", Command::RemoveNode { node }),
+        ("rotate_ca", Command::RotateCa { number: 1, certificate: vec![1], key_sealed: vec![2], cross: vec![3], overlap: Span(4) }),
+        ("abort_rotation", Command::AbortRotation { number: 1 }),
+        ("rotation_waited", Command::RotationWaited { number: 1, phase: RotationPhase::Sign, waited: Span(60_000) }),
+        ("force_rotation", Command::ForceRotation),
+        ("step_rotation", Command::StepRotation { number: 1, from: RotationPhase::Announce }),
+        ("member_ca", Command::MemberCa { member: Member::Node(node), trusted: 1, signer: 0 }),
+        ("member_clock", Command::MemberClock { member: Member::Server(7), skew_ms: Some(-14_000) }),
+        ("deploy_if", Command::DeployIf { items: vec![item.clone()], revision: 41 }),
+        ("ack_endpoints", Command::AckEndpoints { router: "edge-1".into(), generation: 300 }),
+        ("steer", Command::Steer { key: key(), act: Steering::RollBack { to: Some(1) }, why: Some("slow".into()), deployment }),
+        ("plan_migrate", Command::Plan(Plan { migrate: vec![alloc], ..Plan::default() })),
+        ("start_run", Command::StartRun(run_order())),
+        ("cancel_run", Command::CancelRun { key: key(), number: 3 }),
+        ("run_steps", Command::RunSteps(run_steps(alloc))),
+        ("change_node", Command::ChangeNode { node, change: NodeChange::Labels(BTreeMap::from([("zone".into(), Some("b".into()))])) }),
+        ("drain_node", Command::ChangeNode { node, change: NodeChange::Drain { deadline: Some(Timestamp(9)), keep_daemons: true } }),
+        ("node_drained", Command::NodeDrained { node }),
+        ("set_rebalance", Command::SetRebalance { automatic: true, moves: 3, every: Span::secs(600) }),
+        ("rebalance", Command::Rebalance { moves: vec![alloc] }),
+    ]
+}
+
+fn run_order() -> RunOrder {
+    let params = BTreeMap::from([("CUSTOMER".to_owned(), "7".to_owned())]);
+    RunOrder { key: key(), id: RunId(uuid(12)), params, payload: Some(Arc::new(vec![1, 2, 255])) }
+}
+
+fn run_steps(alloc: AllocId) -> Vec<RunStep> {
+    let due = Due { at: Timestamp(60_000), local: "1970-01-01T01:01:00+01:00[Europe/Berlin]".into(), start_at: Timestamp(61_000) };
+    let key = key();
+    vec![
+        RunStep::Arm { key: key.clone(), release: 2, decided: Timestamp(5), next: Some(due.clone()) },
+        RunStep::Due { key: key.clone(), due: due.clone(), start: Ok(RunId(uuid(13))), next: None },
+        RunStep::Due { key: key.clone(), due: due.clone(), start: Err(SkipReason::Overlap { run: 4 }), next: Some(due) },
+        RunStep::Deploy { key: key.clone(), release: 2, id: RunId(uuid(14)) },
+        RunStep::Begin { key: key.clone(), number: 3 },
+        RunStep::Done { key: key.clone(), number: 3, alloc },
+        RunStep::Tried { key: key.clone(), number: 3, alloc, retry_at: Some(Timestamp(8)) },
+        RunStep::End { key, number: 3, phase: RunPhase::Failed, reason: Some(Reason::TimedOut { after: Span::secs(1) }) },
     ]
 }
 
@@ -150,6 +192,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::Scale { .. } => "scale",
         Command::StopWorkload { .. } => "stop_workload",
         Command::RemoveWorkload { .. } => "remove_workload",
+        Command::Plan(plan) if !plan.migrate.is_empty() => "plan_migrate",
         Command::Plan(_) => "plan",
         Command::Report { .. } => "report",
         Command::AdmitServer { .. } => "admit_server",
@@ -158,6 +201,24 @@ fn name_of(command: &Command) -> &'static str {
         Command::RemoveServer { .. } => "remove_server",
         Command::ForgetServer { .. } => "forget_server",
         Command::RemoveNode { .. } => "remove_node",
+        Command::RotateCa { .. } => "rotate_ca",
+        Command::RotationWaited { .. } => "rotation_waited",
+        Command::AbortRotation { .. } => "abort_rotation",
+        Command::ForceRotation => "force_rotation",
+        Command::StepRotation { .. } => "step_rotation",
+        Command::MemberCa { .. } => "member_ca",
+        Command::MemberClock { .. } => "member_clock",
+        Command::Steer { .. } => "steer",
+        Command::AckEndpoints { .. } => "ack_endpoints",
+        Command::DeployIf { .. } => "deploy_if",
+        Command::StartRun(_) => "start_run",
+        Command::CancelRun { .. } => "cancel_run",
+        Command::RunSteps(_) => "run_steps",
+        Command::ChangeNode { change: NodeChange::Drain { .. }, .. } => "drain_node",
+        Command::ChangeNode { .. } => "change_node",
+        Command::NodeDrained { .. } => "node_drained",
+        Command::SetRebalance { .. } => "set_rebalance",
+        Command::Rebalance { .. } => "rebalance",
     }
 }
 
@@ -188,6 +249,9 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("log_chunk", LogChunk { lines: vec![LogLine { at: Timestamp(5), stderr: true, text: "boom".into() }] }.into()),
         ("renew_request", RenewRequest { csr: vec![1] }.into()),
         ("servers", Servers { addresses: vec!["10.0.0.1:7443".into(), "b.example:7443".into()] }.into()),
+        ("trust", Trust { progress: 5, roots: vec![vec![1], vec![2, 3]] }.into()),
+        ("trusting", Trusting { roots: vec![[1; 32]], signer: [1; 32] }.into()),
+        ("clock_pong", ClockPong { n: 300, at: Timestamp(70_000) }.into()),
         ("renew_answer", RenewAnswer { certificate: vec![1], ca: vec![2] }.into()),
         (
             "server_join_request",

@@ -12,7 +12,9 @@
 //!  StopRequested:  Pending, Backoff -> Stopped;  Starting, Running, Ending -> Ending(Stop) -> Ended -> Stopped
 //! ```
 //!
-//! Every state but the last two and `Running` has a deadline: [`Machine::deadline`] says when the next
+//! A copy of a job runs once: its end is `Stopped` (exit 0) or `Failed`, and `Running` ends at its timeout.
+//!
+//! Every other state but the last two and `Running` has a deadline: [`Machine::deadline`] says when the next
 //! [`Event::Tick`] is due. At most one run is live at a time: [`Action::Start`] is only given when the
 //! run before has ended. Events that do not fit are [`Illegal`] and change nothing.
 
@@ -46,13 +48,16 @@ pub struct Now {
 pub struct Policy {
     pub restart: optimus_common::spec::Restart,
     pub stop_grace: Span,
-    /// A job that exits 0 is done; a service is started again.
+    /// A job's copy has one run: exit 0 is done, anything else has failed, and whether there is another try the
+    /// control plane decides. A service is started again.
     pub run_once: bool,
+    /// Longest run.
+    pub timeout: Option<Span>,
 }
 
 impl Policy {
     pub fn of(spec: &WorkloadSpec) -> Self {
-        Policy { restart: spec.restart, stop_grace: spec.stop.grace, run_once: spec.kind == Kind::Job }
+        Policy { restart: spec.restart, stop_grace: spec.stop.grace, run_once: spec.kind == Kind::Job, timeout: spec.timeout }
     }
 }
 
@@ -62,6 +67,8 @@ pub enum Goal {
     Stop,
     /// Start it again; the reason says why it was ended.
     Restart(Reason),
+    /// It has failed and is not started again here.
+    Fail(Reason),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -69,36 +76,17 @@ pub enum State {
     /// Taken over, nothing done yet.
     Pending,
     /// The driver prepares and starts `attempt`.
-    Starting {
-        attempt: u32,
-        deadline: Duration,
-        stop: bool,
-    },
-    Running {
-        attempt: u32,
-        since: Duration,
-    },
+    Starting { attempt: u32, deadline: Duration, stop: bool },
+    /// Ends by itself, but for a job's copy at the latest after its timeout.
+    Running { attempt: u32, since: Duration },
     /// `attempt` was asked to end.
-    Ending {
-        attempt: u32,
-        since: Option<Duration>,
-        deadline: Duration,
-        goal: Goal,
-    },
+    Ending { attempt: u32, since: Option<Duration>, deadline: Duration, goal: Goal },
     /// Ended; `attempt` is started at `until`.
-    Backoff {
-        attempt: u32,
-        until: Duration,
-        reason: Reason,
-    },
+    Backoff { attempt: u32, until: Duration, reason: Reason },
     /// Ended as wished. Final.
-    Stopped {
-        reason: Reason,
-    },
+    Stopped { reason: Reason },
     /// Cannot run here. Final.
-    Failed {
-        reason: Reason,
-    },
+    Failed { reason: Reason },
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -201,7 +189,8 @@ impl Machine {
         match &self.state {
             State::Starting { deadline, .. } | State::Ending { deadline, .. } => Some(*deadline),
             State::Backoff { until, .. } => Some(*until),
-            State::Pending | State::Running { .. } | State::Stopped { .. } | State::Failed { .. } => None,
+            State::Running { since, .. } => self.policy.timeout.map(|most| *since + most.as_duration()),
+            State::Pending | State::Stopped { .. } | State::Failed { .. } => None,
         }
     }
 
@@ -225,7 +214,7 @@ impl Machine {
                 self.ending(attempt, Some(now.mono), Goal::Stop, now)
             }
             (Starting { attempt, stop, .. }, Event::StartFailed { attempt: failed, reason, elsewhere, jitter }) if attempt == failed => {
-                match (stop, elsewhere) {
+                match (stop, elsewhere || self.policy.run_once) {
                     (true, _) => (Stopped { reason: Reason::StopRequested }, vec![]),
                     (false, true) => (Failed { reason }, vec![]),
                     (false, false) => self.back_off(attempt, reason, jitter, now),
@@ -234,7 +223,7 @@ impl Machine {
             (Starting { attempt, deadline, stop: false }, Event::StopRequested) => (Starting { attempt, deadline, stop: true }, vec![]),
             (Starting { attempt, deadline, stop }, Event::Tick) if now.mono >= deadline => {
                 let stuck = Reason::StartFailed { step: "start the process".into(), error: format!("no answer within {START_DEADLINE:?}") };
-                let goal = if stop { Goal::Stop } else { Goal::Restart(stuck) };
+                let goal = if stop { Goal::Stop } else { self.again(stuck) };
                 (Ending { attempt, since: None, deadline: now.mono + KILL_AGAIN, goal }, vec![Action::Kill { attempt }])
             }
 
@@ -242,12 +231,19 @@ impl Machine {
                 self.ended_run(attempt, now.mono.saturating_sub(since), reason, jitter, now)
             }
             (Running { attempt, since }, Event::LivenessFailed { attempt: failed, reason }) if attempt == failed => {
-                self.ending(attempt, Some(since), Goal::Restart(reason), now)
+                self.ending(attempt, Some(since), self.again(reason), now)
+            }
+            (Running { attempt, since }, Event::Tick) if self.policy.timeout.is_some_and(|most| now.mono >= since + most.as_duration()) => {
+                let after = self.policy.timeout.unwrap_or_default();
+                self.ending(attempt, Some(since), Goal::Fail(Reason::TimedOut { after }), now)
             }
             (Running { attempt, since }, Event::StopRequested) => self.ending(attempt, Some(since), Goal::Stop, now),
 
             (Ending { attempt, goal: Goal::Stop, .. }, Event::Ended { attempt: ended, .. }) if attempt == ended => {
                 (Stopped { reason: Reason::StopRequested }, vec![])
+            }
+            (Ending { attempt, goal: Goal::Fail(reason), .. }, Event::Ended { attempt: ended, .. }) if attempt == ended => {
+                (Failed { reason }, vec![])
             }
             (Ending { attempt, since, goal: Goal::Restart(why), .. }, Event::Ended { attempt: ended, jitter, .. }) if attempt == ended => {
                 self.note_uptime(since.map_or(Duration::ZERO, |s| now.mono.saturating_sub(s)));
@@ -260,8 +256,9 @@ impl Machine {
             (Ending { attempt, goal, .. }, Event::StartFailed { attempt: failed, jitter, .. }) if attempt == failed => match goal {
                 Goal::Stop => (Stopped { reason: Reason::StopRequested }, vec![]),
                 Goal::Restart(why) => self.back_off(attempt, why, jitter, now),
+                Goal::Fail(reason) => (Failed { reason }, vec![]),
             },
-            (Ending { attempt, since, deadline, goal: Goal::Restart(_) }, Event::StopRequested) => {
+            (Ending { attempt, since, deadline, goal: Goal::Restart(_) | Goal::Fail(_) }, Event::StopRequested) => {
                 (Ending { attempt, since, deadline, goal: Goal::Stop }, vec![])
             }
             (Ending { attempt, since, deadline, goal }, Event::Tick) if now.mono >= deadline => {
@@ -293,6 +290,11 @@ impl Machine {
         (State::Ending { attempt, since, deadline, goal }, vec![Action::Stop { attempt }])
     }
 
+    /// What follows the end of a run that did not go well.
+    fn again(&self, why: Reason) -> Goal {
+        if self.policy.run_once { Goal::Fail(why) } else { Goal::Restart(why) }
+    }
+
     fn note_uptime(&mut self, up: Duration) {
         if up >= self.policy.restart.reset_after.as_duration() {
             self.row = 0;
@@ -305,8 +307,8 @@ impl Machine {
             Reason::Exited { exit } | Reason::OutOfMemory { exit, .. } => (exit.ran_for.as_duration(), exit.code == Some(0)),
             _ => (up, false),
         };
-        if self.policy.run_once && done {
-            return (State::Stopped { reason }, vec![]);
+        if self.policy.run_once {
+            return (if done { State::Stopped { reason } } else { State::Failed { reason } }, vec![]);
         }
         self.note_uptime(up);
         self.back_off(attempt, reason, jitter, now)

@@ -12,6 +12,7 @@ fn policy() -> Policy {
         restart: Restart { delay: Span::secs(1), delay_max: Span::secs(60), reset_after: Span::secs(60) },
         stop_grace: Span::secs(10),
         run_once: false,
+        timeout: None,
     }
 }
 
@@ -110,6 +111,40 @@ fn a_job_that_exits_zero_is_done() {
     m.on(Event::Started { attempt: 1 }, at(1)).unwrap();
     assert_eq!(m.on(ended(1, 0), at(2)).unwrap(), []);
     assert!(m.is_final());
+}
+
+fn job(timeout: Option<Span>) -> Machine {
+    let mut m = Machine::new(Policy { run_once: true, timeout, ..policy() }, 0);
+    m.on(Event::Launch { attempt: 1 }, at(0)).unwrap();
+    m.on(Event::Started { attempt: 1 }, at(1)).unwrap();
+    m
+}
+
+#[test]
+fn a_job_that_fails_is_not_started_again_here() {
+    let mut m = job(None);
+    assert_eq!((m.deadline(), m.on(ended(1, 3), at(2)).unwrap()), (None, vec![]));
+    assert_eq!(*m.state(), State::Failed { reason: exited(3, Span::millis(5)) });
+    let mut m = Machine::new(Policy { run_once: true, ..policy() }, 0);
+    m.on(Event::Launch { attempt: 1 }, at(0)).unwrap();
+    let reason = Reason::CommandNotFound { command: "x".into() };
+    m.on(Event::StartFailed { attempt: 1, reason: reason.clone(), elsewhere: false, jitter: 0.0 }, at(1)).unwrap();
+    assert_eq!(*m.state(), State::Failed { reason });
+}
+
+#[test]
+fn a_job_that_takes_too_long_is_stopped_and_has_failed() {
+    let mut m = job(Some(Span::secs(60)));
+    assert_eq!(m.deadline(), Some(Duration::from_millis(60_001)));
+    assert_eq!(m.on(Event::Tick, at(60_000)).unwrap(), []);
+    assert_eq!(m.on(Event::Tick, at(60_001)).unwrap(), [Action::Stop { attempt: 1 }]);
+    assert_eq!(m.on(Event::Tick, at(75_001)).unwrap(), [Action::Kill { attempt: 1 }], "grace and margin have passed");
+    m.on(ended(1, 0), at(75_002)).unwrap(); // too late to count as done
+    assert_eq!(*m.state(), State::Failed { reason: Reason::TimedOut { after: Span::secs(60) } });
+    // The time before the agent restarted counts.
+    let mut m = Machine::new(Policy { run_once: true, timeout: Some(Span::secs(60)), ..policy() }, 0);
+    m.on(Event::Recovered { attempt: 1, up: Duration::from_secs(50) }, at(100_000)).unwrap();
+    assert_eq!(m.on(Event::Tick, at(110_000)).unwrap(), [Action::Stop { attempt: 1 }]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub fn describe(state: &State, running: Option<Reason>) -> (Phase, Option<Reason
         State::Starting { stop: false, .. } => (Phase::Starting, Some(Reason::Starting)),
         State::Starting { stop: true, .. } | State::Ending { goal: Goal::Stop, .. } => (Phase::Stopping, Some(Reason::StopRequested)),
         State::Running { .. } => (Phase::Running, running),
-        State::Ending { goal: Goal::Restart(why), .. } => (Phase::Stopping, Some(why.clone())),
+        State::Ending { goal: Goal::Restart(why) | Goal::Fail(why), .. } => (Phase::Stopping, Some(why.clone())),
         State::Backoff { reason, .. } => (Phase::Backoff, Some(reason.clone())),
         State::Stopped { reason } => (Phase::Stopped, Some(reason.clone())),
         State::Failed { reason } => (Phase::Failed, Some(reason.clone())),

@@ -15,7 +15,7 @@ use optimus_common::AllocId;
 use optimus_common::env::Env;
 use optimus_common::protocol::{AllocStatus, DesiredAlloc, Phase};
 use optimus_common::reason::Reason;
-use optimus_common::spec::{Probe, WorkloadSpec};
+use optimus_common::spec::{Kind, Probe, WorkloadSpec};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -241,6 +241,11 @@ impl Worker {
                 }
             }
             None if self.stop.is_cancelled() => self.feed(Event::StopRequested).await,
+            // The host has restarted under it, say. Whether a job runs again is not for the agent to decide.
+            None if self.spec.kind == Kind::Job && matches!(self.status.phase, Phase::Running | Phase::Stopping) => {
+                let reason = Reason::ExitUnknown { what: "nothing of its run is left".to_owned() };
+                self.feed(Event::Ended { attempt: self.attempt, reason, jitter: 0.0 }).await;
+            }
             None => {
                 let kept = logs::segments::attempts(&self.alloc_dir()).unwrap_or_default();
                 let attempt = kept.last().copied().unwrap_or(0).max(self.attempt) + 1;

@@ -13,6 +13,9 @@ use super::users::User;
 /// Where programs are looked for unless the spec sets `PATH`.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The file of a run's payload, in its tmp.
+pub const PAYLOAD: &str = "payload";
+
 /// Builds the whole environment of one run.
 ///
 /// The spec may override the base (`PATH`, `HOME`, `LANG`, `TZ`, `TMPDIR`) but not what tells the workload where and
@@ -52,6 +55,19 @@ pub fn build(
     set("OPTIMUS_WORKLOAD", alloc.key.workload.to_string());
     set("OPTIMUS_RELEASE", alloc.release.to_string());
     set("OPTIMUS_NODE", node.to_owned());
+    if let Some(input) = spec.runs.as_ref().and_then(|runs| runs.input.as_ref()) {
+        set("OPTIMUS_RUN", input.run.clone());
+        set("OPTIMUS_RUN_NUMBER", input.number.to_string());
+        if let Some(at) = input.scheduled_for {
+            set("OPTIMUS_SCHEDULED_FOR", at.to_string());
+        }
+        for (name, value) in &input.params {
+            set(&format!("OPTIMUS_PARAM_{name}"), value.clone());
+        }
+        if input.payload.is_some() {
+            set("OPTIMUS_PAYLOAD_FILE", tmp.join(PAYLOAD).display().to_string());
+        }
+    }
     env
 }
 
@@ -89,5 +105,26 @@ mod tests {
             assert_eq!(env.get(key).map(String::as_str), Some(value), "{key}");
         }
         assert!(!env.contains_key("SECRET"));
+    }
+
+    #[test]
+    fn a_run_learns_what_it_was_given() {
+        use optimus_common::Timestamp;
+        use optimus_common::spec::{Kind, RunInput, Runs};
+        let (params, payload) = (BTreeMap::from([("CUSTOMER".into(), "7".into())]), Some(vec![1]));
+        let input = RunInput { run: "r".into(), number: 3, scheduled_for: Some(Timestamp(0)), params, payload };
+        let runs = Some(Runs { input: Some(Box::new(input)), ..Runs::of(None) });
+        let spec = WorkloadSpec { kind: Kind::Job, runs, ..spec(&["true"]) };
+        let user = User { name: "app".into(), uid: 1, gid: 1, home: "/".into(), groups: vec![] };
+        let env = build(&desired(7, &spec), &spec, &user, Path::new("/run/tmp"), "node-1", &BTreeMap::new());
+        for (key, value) in [
+            ("OPTIMUS_RUN", "r"),
+            ("OPTIMUS_RUN_NUMBER", "3"),
+            ("OPTIMUS_SCHEDULED_FOR", "1970-01-01T00:00:00.000Z"),
+            ("OPTIMUS_PARAM_CUSTOMER", "7"),
+            ("OPTIMUS_PAYLOAD_FILE", "/run/tmp/payload"),
+        ] {
+            assert_eq!(env.get(key).map(String::as_str), Some(value), "{key}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 pub mod environment;
 pub mod mock;
 pub mod process;
+pub mod script;
 pub mod users;
 
 use std::collections::BTreeSet;

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use optimus_common::codec::{self, DecodeError};
 use optimus_common::env::Clock;
-use optimus_common::join_token::{SERVERS_MAX, is_host_port};
+use optimus_common::join_token::{JoinToken, SERVERS_MAX, is_host_port};
+use optimus_common::protocol::{JoinAnswer, ROOTS_MAX, Trusting};
 use optimus_common::{ClusterId, NodeId, Timestamp};
 use optimus_host::files;
-use optimus_host::tls::{self, DER_MAX, Key, PeerIdentity, Role, TlsError};
+use optimus_host::tls::{self, DER_MAX, Key, PeerIdentity, Role, Roots, TlsError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -24,6 +25,8 @@ const KIND: u16 = 401;
 const PENDING_KIND: u16 = 402;
 const VERSION: u16 = 1;
 const FILE_MAX: usize = 64 << 10;
+/// CAs remembered after they were replaced.
+const PINS_MAX: usize = 16;
 
 /// Why this node's identity cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +60,17 @@ struct Stored {
     #[serde(default)]
     learned: Vec<String>,
     certificate: Vec<u8>,
+    /// The CA that signed it.
     ca: Vec<u8>,
+    /// All CAs trusted. Absent, as are the pins, in files of releases before 0.2: then it is `ca` alone.
+    #[serde(default)]
+    roots: Vec<Vec<u8>>,
+    /// SHA-256 of CAs that were trusted at some time: join tokens name them.
+    #[serde(default)]
+    pins: Vec<[u8; 32]>,
+    /// How far the cluster's CA rotations were when it was told what to trust.
+    #[serde(default)]
+    progress: u64,
     /// PKCS#8, DER.
     key: Vec<u8>,
 }
@@ -80,7 +93,12 @@ pub struct AgentIdentity {
     /// known to have worked from here.
     pub learned: Vec<String>,
     pub(super) certificate: Vec<u8>,
+    /// The CA that signed the certificate, DER.
     pub(super) ca: Vec<u8>,
+    /// The CAs servers are known by, DER; 1 to [`ROOTS_MAX`].
+    pub(super) roots: Vec<Vec<u8>>,
+    pins: Vec<[u8; 32]>,
+    progress: u64,
     pub(super) key: Arc<Key>,
     pub not_before: Timestamp,
     pub not_after: Timestamp,
@@ -96,21 +114,16 @@ impl AgentIdentity {
         let key = Arc::new(Key::from_pkcs8(&stored.key)?);
         let (servers, certificate, ca) = (stored.servers.clone(), stored.certificate.clone(), stored.ca.clone());
         let identity = Self::checked(dir, stored.cluster, stored.node, servers, certificate, ca, key)?;
-        Ok(Some(AgentIdentity { learned: stored.learned.clone(), ..identity }))
+        let roots = if stored.roots.is_empty() { identity.roots.clone() } else { stored.roots.clone() };
+        Ok(Some(AgentIdentity { learned: stored.learned.clone(), roots, pins: stored.pins.clone(), progress: stored.progress, ..identity }))
     }
 
-    /// Puts together and stores what a join gave.
-    pub(super) fn create(
-        data_dir: &Path,
-        cluster: ClusterId,
-        node: NodeId,
-        servers: Vec<String>,
-        certificate: Vec<u8>,
-        ca: Vec<u8>,
-        key: Key,
-    ) -> Result<Self, IdentityError> {
+    /// Puts together and stores what a join with this token gave.
+    pub(super) fn create(data_dir: &Path, token: &JoinToken, answer: JoinAnswer, key: Key) -> Result<Self, IdentityError> {
+        let JoinAnswer { cluster, node, certificate, ca } = answer;
         let dir = data_dir.join(DIR);
-        let identity = Self::checked(dir, cluster, node, servers, certificate, ca, Arc::new(key))?;
+        let mut identity = Self::checked(dir, cluster, node, token.servers.clone(), certificate, ca, Arc::new(key))?;
+        identity.pins = vec![token.ca_sha256];
         identity.store()?;
         let pending = identity.dir.join(PENDING);
         match fs::remove_file(&pending) {
@@ -133,16 +146,66 @@ impl AgentIdentity {
         }
         let peer = check(&certificate, cluster, node, &key)?;
         let (not_before, not_after) = (peer.not_before, peer.not_after);
-        Ok(AgentIdentity { dir, cluster, node, servers, learned: Vec::new(), certificate, ca, key, not_before, not_after })
+        let (roots, learned, pins) = (vec![ca.clone()], Vec::new(), Vec::new());
+        Ok(AgentIdentity { dir, cluster, node, servers, learned, certificate, ca, roots, pins, progress: 0, key, not_before, not_after })
     }
 
-    /// Takes a fresh certificate for the same node and key, durably.
-    pub(super) fn renew(&mut self, certificate: Vec<u8>) -> Result<(), IdentityError> {
+    /// Takes a fresh certificate for the same node and key, and the CA that signed it, durably.
+    pub(super) fn renew(&mut self, certificate: Vec<u8>, ca: Vec<u8>) -> Result<(), IdentityError> {
         let peer = check(&certificate, self.cluster, self.node, &self.key)?;
-        let fresh = AgentIdentity { certificate, not_before: peer.not_before, not_after: peer.not_after, ..self.clone() };
+        if !tls::issued_by(&certificate, &ca) {
+            return Err(IdentityError::NotOurs("it is not signed by the CA that came with it".into()));
+        }
+        if ca != self.ca && !self.superseded() && self.roots.contains(&ca) {
+            // We have told that we hold one of the CA that signs now, and the old one may go any moment.
+            return Err(IdentityError::NotOurs("a server that lags signed it with the CA before".into()));
+        }
+        let mut roots = self.roots.clone();
+        if !roots.contains(&ca) && roots.len() < ROOTS_MAX {
+            roots.push(ca.clone()); // a member of the cluster vouches for it
+        }
+        let (not_before, not_after) = (peer.not_before, peer.not_after);
+        let fresh = AgentIdentity { certificate, ca, roots, not_before, not_after, ..self.clone() };
         fresh.store()?;
         *self = fresh;
         Ok(())
+    }
+
+    /// Trusts exactly these CAs from now on, durably; the first one signs. Gives whether that is news.
+    pub(super) fn trust(&mut self, progress: u64, roots: Vec<Vec<u8>>) -> Result<bool, IdentityError> {
+        if progress < self.progress || (progress == self.progress && roots == self.roots) {
+            return Ok(false);
+        }
+        if roots.len() > ROOTS_MAX || roots.iter().any(|root| root.len() > DER_MAX) {
+            return Err(IdentityError::NotOurs(format!("{} CAs, or one that is too long", roots.len())));
+        }
+        Roots::new(&roots)?; // what cannot be used must not take the place of what can
+        let mut pins = self.pins.clone();
+        for root in self.roots.iter().chain(&roots).map(|root| tls::sha256(root)) {
+            if !pins.contains(&root) {
+                pins.push(root);
+            }
+        }
+        pins.drain(..pins.len().saturating_sub(PINS_MAX));
+        let told = AgentIdentity { roots, pins, progress, ..self.clone() };
+        told.store()?;
+        *self = told;
+        Ok(true)
+    }
+
+    /// What the control plane is told of it.
+    pub(super) fn trusting(&self) -> Trusting {
+        Trusting { roots: self.roots.iter().map(|root| tls::sha256(root)).collect(), signer: tls::sha256(&self.ca) }
+    }
+
+    /// True when another CA signs than the one that signed the certificate.
+    pub(super) fn superseded(&self) -> bool {
+        self.roots.first().is_some_and(|signs| *signs != self.ca)
+    }
+
+    /// Whether a join token that names this CA is for our cluster.
+    pub(super) fn knows(&self, ca_sha256: &[u8; 32]) -> bool {
+        self.pins.contains(ca_sha256) || self.roots.iter().any(|root| tls::sha256(root) == *ca_sha256)
     }
 
     /// Takes the addresses of the servers, durably. Gives whether they are news.
@@ -178,7 +241,21 @@ impl AgentIdentity {
     }
 
     fn store(&self) -> Result<(), IdentityError> {
-        let AgentIdentity { dir, cluster, node, servers, learned, certificate, ca, key, not_before: _, not_after: _ } = self;
+        let AgentIdentity {
+            dir,
+            cluster,
+            node,
+            servers,
+            learned,
+            certificate,
+            ca,
+            roots,
+            pins,
+            progress,
+            key,
+            not_before: _,
+            not_after: _,
+        } = self;
         let stored = Stored {
             cluster: *cluster,
             node: *node,
@@ -186,6 +263,9 @@ impl AgentIdentity {
             learned: learned.clone(),
             certificate: certificate.clone(),
             ca: ca.clone(),
+            roots: roots.clone(),
+            pins: pins.clone(),
+            progress: *progress,
             key: key.to_pkcs8().to_vec(),
         };
         let bytes = Zeroizing::new(codec::envelope(KIND, VERSION, &stored));
@@ -202,7 +282,7 @@ impl AgentIdentity {
         clock.now() > self.not_after
     }
 
-    /// SHA-256 of the cluster's CA: what join tokens pin.
+    /// SHA-256 of the CA that signed our certificate.
     pub fn ca_fingerprint(&self) -> [u8; 32] {
         tls::sha256(&self.ca)
     }

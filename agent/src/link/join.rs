@@ -39,7 +39,9 @@ pub enum JoinError {
     Refused { code: String, message: String },
     #[error("{server} answered what cannot be understood: {what}")]
     Answer { server: String, what: String },
-    #[error("this node belongs to cluster {has} already, the join token is for another; remove its data directory to move it")]
+    #[error(
+        "this node belongs to cluster {has} already, the join token is for another (or that cluster's CA was replaced while this node was away); to join with it, remove its data directory"
+    )]
     OtherCluster { has: optimus_common::ClusterId },
     #[error("this node has not joined a cluster yet; pass a token of `optimus nodes join-token`")]
     TokenNeeded,
@@ -49,7 +51,7 @@ pub enum JoinError {
 /// by a node that has joined; one for another cluster is an error.
 pub async fn join_or_open(token: Option<&str>, name: &str, data_dir: &Path, env: &Env) -> Result<AgentIdentity, JoinError> {
     match (AgentIdentity::open(data_dir)?, token) {
-        (Some(identity), Some(text)) if JoinToken::decode(text)?.ca_sha256 != identity.ca_fingerprint() => {
+        (Some(identity), Some(text)) if !identity.knows(&JoinToken::decode(text)?.ca_sha256) => {
             Err(JoinError::OtherCluster { has: identity.cluster })
         }
         (Some(identity), _) => Ok(identity),
@@ -140,9 +142,9 @@ async fn ask(connection: &Connection, request: &JoinRequest) -> Result<Message, 
 
 /// Checks and stores the answer. The pinned handshake vouches for the server; a mistake must still not be stored.
 fn take(data_dir: &Path, token: &JoinToken, server: &str, answer: JoinAnswer, key: Key) -> Result<AgentIdentity, JoinError> {
-    let JoinAnswer { cluster, node, certificate, ca } = answer;
-    if tls::sha256(&ca) != token.ca_sha256 {
-        return Err(JoinError::Answer { server: server.to_owned(), what: "a CA other than the pinned one".into() });
+    // Another CA than the pinned one, too: it may be the next one, which the pinned one vouches for.
+    if !tls::issued_by(&answer.certificate, &answer.ca) {
+        return Err(JoinError::Answer { server: server.to_owned(), what: "a certificate that its CA did not sign".into() });
     }
-    Ok(AgentIdentity::create(data_dir, cluster, node, token.servers.clone(), certificate, ca, key)?)
+    Ok(AgentIdentity::create(data_dir, token, answer, key)?)
 }

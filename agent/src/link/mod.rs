@@ -15,6 +15,7 @@ mod calls;
 mod identity;
 mod join;
 mod logs;
+mod renewal;
 mod session;
 mod usage;
 
@@ -72,7 +73,13 @@ pub struct Link {
     workloads: Arc<dyn Workloads>,
     env: Env,
     status: watch::Sender<LinkStatus>,
+    /// Whether the next connection is for renewing.
+    renewal: renewal::Renewal,
+    endpoints: Endpoints,
 }
+
+/// Makes the UDP endpoint that sessions dial from.
+pub type Endpoints = Box<dyn Fn() -> Result<quinn::Endpoint, transport::SetupError> + Send + Sync>;
 
 /// Keeps the session with the control plane until `shutdown`.
 pub async fn run(identity: AgentIdentity, workloads: Arc<dyn Workloads>, env: Env, shutdown: CancellationToken) {
@@ -81,7 +88,19 @@ pub async fn run(identity: AgentIdentity, workloads: Arc<dyn Workloads>, env: En
 
 impl Link {
     pub fn new(identity: AgentIdentity, workloads: Arc<dyn Workloads>, env: Env) -> Self {
-        Link { identity: Mutex::new(identity), workloads, env, status: watch::Sender::new(LinkStatus::Connecting) }
+        Link {
+            identity: Mutex::new(identity),
+            workloads,
+            env,
+            status: watch::Sender::new(LinkStatus::Connecting),
+            renewal: Default::default(),
+            endpoints: Box::new(transport::client_endpoint),
+        }
+    }
+
+    /// The same, dialling from endpoints of its own: simulated agents can be cut off so.
+    pub fn with_endpoints(self, endpoints: Endpoints) -> Self {
+        Link { endpoints, ..self }
     }
 
     /// Follows where the link stands.
@@ -99,7 +118,7 @@ impl Link {
             let order = self.identity().order();
             let address = tries.next(&order);
             let patience = patience(failures, order.len());
-            let end = match endpoint.take().map_or_else(transport::client_endpoint, Ok) {
+            let end = match endpoint.take().map_or_else(&self.endpoints, Ok) {
                 Ok(open) => {
                     let end = tokio::select! {
                         () = shutdown.cancelled() => None,
@@ -124,6 +143,9 @@ impl Link {
                 // A session that stood. Its server comes last now: it may be gone, and the others are not.
                 End::Lost { .. } => failures = 0,
                 End::Failed { .. } | End::Refused { .. } => failures = failures.saturating_add(1),
+            }
+            if let End::Refused { code, .. } = &end {
+                self.renewal.refused(code);
             }
             log.end(&address, &end);
             self.status.send_replace(match end {

@@ -17,7 +17,7 @@ use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::{Link, LinkStatus, calls, usage};
+use super::{Link, LinkStatus, calls, renewal, usage};
 
 /// A server pings every second; after this much silence it is taken for gone, so that a node whose server died is back
 /// with another two seconds later. Silence means no packet at all: a faster heartbeat would cost servers 8 % of a core
@@ -32,8 +32,6 @@ const MUTE_MAX: Duration = Duration::from_secs(4);
 const OUTGOING: usize = 16;
 /// A report is sent in frames of about this many bytes.
 const REPORT_FRAME: usize = 1 << 20;
-/// How often the certificate's age is looked at, and a renewal without an answer asked for again.
-const RENEWAL_CHECK: Duration = Duration::from_secs(60);
 /// Longest answer to a greeting or a renewal.
 const ANSWER_MAX: usize = 64 << 10;
 
@@ -111,7 +109,7 @@ struct Welcomed {
 /// Dials and greets (or renews, if the certificate is good for nothing else).
 async fn connect(link: &Link, endpoint: &Endpoint, address: &str, patience: Duration) -> Result<Welcomed, End> {
     let identity = link.identity().clone();
-    let config = tls::member_client(&[&identity.ca], &identity.certificate, &identity.key, ALPN_AGENT, &link.env.clock)
+    let config = tls::member_client(&identity.roots, &identity.certificate, &identity.key, ALPN_AGENT, &link.env.clock)
         .map_err(|e| End::failed(Chain(&e).to_string()))?;
     let config = transport::client_config(config).map_err(|e| End::failed(Chain(&e).to_string()))?;
     let connection = dial(endpoint, config, address, patience).await.map_err(|error| match error {
@@ -123,12 +121,14 @@ async fn connect(link: &Link, endpoint: &Endpoint, address: &str, patience: Dura
         },
         DialError::NotTrusted(reason) => End::Refused {
             code: code::NODE_REFUSED.code.into(),
-            message: format!("whoever answers at {address} is not a server of this node's cluster: {reason}"),
+            message: format!(
+                "whoever answers at {address} is not a server of this node's cluster, or the cluster's CA was replaced more than once while this node was away (then it joins again, with a new token and an empty data directory): {reason}"
+            ),
         },
         DialError::Closed(error) => End::of_connection(&error, End::failed),
         DialError::Unreachable(reason) => End::failed(reason),
     })?;
-    let expired = identity.expired(&*link.env.clock);
+    let expired = link.renewal.first(identity.expired(&*link.env.clock));
     let first: Message = if expired {
         let csr = identity.key.request().map_err(|e| End::failed(Chain(&e).to_string()))?;
         RenewRequest { csr }.into()
@@ -152,11 +152,13 @@ async fn connect(link: &Link, endpoint: &Endpoint, address: &str, patience: Dura
                 return Err(End::failed(format!("the server answered with protocol version {version} of cluster {cluster}")));
             }
             reader.set_limit(optimus_common::codec::FRAME_MAX);
+            link.renewal.welcomed(version);
             Ok(Welcomed { connection, reader, writer, version })
         }
         Ok(Ok((_, _, Some(Message::RenewAnswer(answer))))) if expired => {
             connection.close(close::DONE.into(), b"");
-            link.identity().renew(answer.certificate).map_err(|e| End::failed(Chain(&e).to_string()))?;
+            link.identity().renew(answer.certificate, answer.ca).map_err(|e| End::failed(Chain(&e).to_string()))?;
+            link.renewal.renewed();
             tracing::info!(expires_at = %link.identity().not_after, "the expired certificate was renewed");
             Err(End::Renewed)
         }
@@ -183,7 +185,7 @@ async fn serve(link: &Link, connection: &Connection, reader: FrameReader, writer
         end = read(link, reader, &heard, &out, &newest, &every) => end,
         end = write(link, writer, outgoing) => end,
         end = accept(link, desired, &out) => end,
-        end = renew(link, &out) => end,
+        end = renewal::run(link, &out) => end,
         end = streams(link, connection) => end,
         end = usage::send(link, connection, version, pace) => end,
         end = silence(link, connection, &heard, &out) => end,
@@ -207,7 +209,7 @@ async fn read(
         *heard.lock().unwrap_or_else(|e| e.into_inner()) = link.env.clock.monotonic();
         match message {
             Message::Ping(ping) => {
-                if out.send(Pong { n: ping.n }.into()).await.is_err() {
+                if out.send(link.renewal.pong(ping.n, link.env.clock.now())).await.is_err() {
                     return End::lost("the session is ending");
                 }
             }
@@ -215,10 +217,21 @@ async fn read(
             Message::Desired(desired) => {
                 newest.send_replace(Some(desired));
             }
-            Message::RenewAnswer(answer) => match link.identity().renew(answer.certificate) {
-                Ok(()) => tracing::info!(expires_at = %link.identity().not_after, "certificate renewed"),
-                Err(error) => tracing::error!(error = %Chain(&error), "failed to take a renewed certificate; asking again"),
-            },
+            Message::RenewAnswer(answer) => {
+                let renewed = link.identity().renew(answer.certificate, answer.ca);
+                match renewed {
+                    Ok(()) => tracing::info!(expires_at = %link.identity().not_after, "certificate renewed"),
+                    Err(error) => tracing::error!(error = %Chain(&error), "failed to take a renewed certificate; asking again"),
+                }
+                if !renewal::tell(link, out).await {
+                    return End::lost("the session is ending");
+                }
+            }
+            Message::Trust(trust) => {
+                if !renewal::take(link, trust, out).await {
+                    return End::lost("the session is ending");
+                }
+            }
             Message::Servers(servers) => {
                 let learned = link.identity().learn(servers.addresses);
                 match learned {
@@ -312,27 +325,6 @@ fn split(report: Report) -> Vec<Report> {
         part.gone = gone;
     }
     parts
-}
-
-/// Asks for a fresh certificate at half life. Goes by the wall clock in short steps, as a host may sleep.
-async fn renew(link: &Link, out: &mpsc::Sender<Message>) -> End {
-    loop {
-        let due = {
-            let identity = link.identity();
-            (link.env.clock.now() >= identity.renew_at()).then(|| identity.key.clone())
-        };
-        if let Some(key) = due {
-            match key.request() {
-                Ok(csr) => {
-                    if out.send(RenewRequest { csr }.into()).await.is_err() {
-                        return End::lost("the session is ending");
-                    }
-                }
-                Err(error) => tracing::error!(error = %Chain(&error), "failed to make a certificate request; trying again"),
-            }
-        }
-        link.env.clock.sleep(RENEWAL_CHECK).await;
-    }
 }
 
 /// Serves the streams the server opens; the transport bounds how many there are.

@@ -64,6 +64,7 @@ impl Node {
             name: Some("test-node".into()),
             cgroup_owner: owner.clone(),
             labels: BTreeMap::new(),
+            mock: false,
         };
         change(&mut config);
         let mut node = Node {

@@ -42,6 +42,9 @@ pub struct Args {
     /// User workloads run as unless their file names one [default: nobody for root, else the agent's own]
     #[arg(long, value_name = "USER")]
     workload_user: Option<String>,
+    /// Play workloads instead of running them: each does what its variable MOCK says. For demos and tests
+    #[arg(long)]
+    mock: bool,
 }
 
 /// How to run the agent.
@@ -57,19 +60,21 @@ pub struct AgentConfig {
     /// Unset: the host name.
     pub name: Option<Name>,
     pub workload_user: Option<String>,
+    /// Play workloads instead of running them.
+    pub mock: bool,
 }
 
 impl std::fmt::Debug for AgentConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The token stays out of logs.
-        let AgentConfig { join: _, data_dir, ports, address, name, workload_user } = self;
-        write!(f, "AgentConfig({data_dir:?}, ports {ports:?}, address {address:?}, name {name:?}, user {workload_user:?})")
+        let AgentConfig { join: _, data_dir, ports, address, name, workload_user, mock } = self;
+        write!(f, "AgentConfig({data_dir:?}, ports {ports:?}, address {address:?}, name {name:?}, user {workload_user:?}, mock {mock})")
     }
 }
 
 impl Args {
     pub fn config(self) -> Result<AgentConfig, Failure> {
-        let Args { join, join_file, data_dir: dir, ports, address, name, workload_user } = self;
+        let Args { join, join_file, data_dir: dir, ports, address, name, workload_user, mock } = self;
         let join = match join_file {
             // The file is named on the command line, which comes before the environment.
             Some(file) => Some(read_token(&file)?),
@@ -77,7 +82,7 @@ impl Args {
         };
         let join = join.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
         let data_dir = dir.map_or_else(|| data_dir("agent", true), Ok)?;
-        Ok(AgentConfig { join, data_dir, ports, address, name, workload_user })
+        Ok(AgentConfig { join, data_dir, ports, address, name, workload_user, mock })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use optimus_common::api::v1::{DeployAnswer, DeployRequest, Deployment, Workload};
+use optimus_common::api::v1::{DeployAnswer, DeployRequest, Deployment, PlanAnswer, Workload};
 use optimus_common::spec::ProjectSpec;
 use optimus_common::{DeploymentId, WorkloadKey};
 use serde_json::Value;
@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::args::Global;
 use crate::commands::{ScopeArgs, Session, WaitArgs};
 use crate::error::{Exit, Failure};
+use crate::live::headline;
 use crate::output::{Terminal, count, now, took};
 use crate::project::Source;
 use crate::{follow, target};
@@ -36,6 +37,12 @@ pub struct Args {
     /// Show what would change and deploy nothing
     #[arg(long, conflicts_with_all = ["no_wait", "timeout"])]
     dry_run: bool,
+    /// Do exactly what a plan says that `optimus plan --out FILE` wrote, or refuse
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["path", "dry_run", "resume", "project", "environment"])]
+    plan: Option<PathBuf>,
+    /// Refuse if a workload of the file changed after this revision
+    #[arg(long, value_name = "REVISION", conflicts_with_all = ["plan", "resume"])]
+    if_revision: Option<u64>,
     /// Follow deployments that are under way, by id, and deploy nothing
     #[arg(long, value_name = "DEPLOYMENT", value_delimiter = ',', conflicts_with_all = ["path", "dry_run", "no_wait", "project", "environment"])]
     resume: Vec<DeploymentId>,
@@ -47,12 +54,23 @@ pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(),
         return resume(&session, &args.resume, args.wait.limit()).await;
     }
     // The file is checked before anything is sent, and without a server.
-    let request = request(&args.path, &args.scope, &terminal)?;
+    let request = match &args.plan {
+        Some(path) => planned(path)?,
+        None => DeployRequest { if_revision: args.if_revision, ..request(&args.path, &args.scope, &terminal)? },
+    };
     let session = Session::open(global, &args.scope, terminal)?;
     if args.dry_run {
         return dry_run(&session, &request).await;
     }
     deploy(&session, &request, args.wait.limit()).await
+}
+
+/// What a file of `optimus plan --out` holds.
+fn planned(path: &Path) -> Result<DeployRequest, Failure> {
+    let failed = |why: String| Failure::new(Exit::Usage, format!("cannot read the plan {}", path.display())).because(why);
+    let text = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+    let plan: PlanAnswer = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
+    Ok(DeployRequest { spec: plan.spec, source: None, if_revision: None, if_plan: Some(plan.digest) })
 }
 
 /// Deploys `paths` one after the other and waits for each, as `optimus deploy PATH` would.
@@ -67,13 +85,14 @@ pub async fn deploy_paths(session: &Session, paths: &[PathBuf], limit: Option<Du
     Ok(())
 }
 
-fn request(path: &Path, scope: &ScopeArgs, terminal: &Terminal) -> Result<DeployRequest, Failure> {
+/// Reads and checks a project file.
+pub fn request(path: &Path, scope: &ScopeArgs, terminal: &Terminal) -> Result<DeployRequest, Failure> {
     let source = Source::read(path)?;
     let parsed = source.parse(scope.environment.as_ref(), scope.project.as_ref())?;
     for warning in &parsed.warnings {
         terminal.note(&format!("{} {warning}", terminal.stderr_paint().busy("warning:")));
     }
-    Ok(DeployRequest { spec: parsed.spec, source: Some(source.text) })
+    Ok(DeployRequest { spec: parsed.spec, source: Some(source.text), if_revision: None, if_plan: None })
 }
 
 async fn deploy(session: &Session, request: &DeployRequest, limit: Option<Duration>) -> Result<(), Failure> {
@@ -145,6 +164,14 @@ async fn finish(
         let deployment = &progress.deployment;
         match follow::failure(&session.client, progress, request_id).await {
             Some(failure) => failures.push(failure),
+            None if !deployment.phase.is_final() => {
+                let next = if deployment.paused { "resume" } else { "promote" };
+                session.terminal.note(&format!(
+                    "{}\n  hint: `optimus {next} {}` lets it go on, `optimus abort` calls it off",
+                    headline(deployment),
+                    deployment.key
+                ));
+            }
             None => {
                 let time = took(deployment.ended_at.unwrap_or_else(now).since(deployment.created_at));
                 let copies = count(deployment.ready.into(), "copy", "copies");

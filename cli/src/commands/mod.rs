@@ -4,19 +4,27 @@ pub mod agent;
 pub mod cluster;
 pub mod completion;
 pub mod deploy;
+pub mod deployments;
 pub mod dev;
 pub mod events;
 pub mod explain;
 pub mod help;
 pub mod init;
+pub mod jobs;
 pub mod logs;
+mod node_actions;
 pub mod nodes;
+pub mod plan;
 pub mod ps;
+pub mod rebalance;
 pub mod restart;
 pub mod rm;
+pub mod run;
+pub mod runs;
 pub mod scale;
 pub mod server;
 pub mod status;
+pub mod steer;
 pub mod stop;
 pub mod top;
 pub mod validate;
@@ -100,6 +108,15 @@ impl Session {
         let client = Client::new(&context)?;
         let defaults = project::scope_here().or(&Scope { project: context.project, environment: context.environment });
         Ok(Session { terminal, client, scope, defaults })
+    }
+
+    /// Keeps the CAs that the cluster tells of, so that this machine still knows it when the present one is replaced.
+    pub fn learn_ca(&self, ca_pem: &str) {
+        if let Ok(store) = Store::open()
+            && let Err(error) = store.learn_ca(|context| self.client.is_of(context), ca_pem)
+        {
+            tracing::warn!(%error, "the cluster's CA certificates could not be stored");
+        }
     }
 
     /// Waits for the deployment an action started, if any, and says how it ended.

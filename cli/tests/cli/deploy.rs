@@ -31,7 +31,7 @@ fn api(
     let looks = AtomicUsize::new(0);
     Fake::start(move |seen| match (seen.method.as_str(), seen.path()) {
         ("POST", "/v1/deploy") => Reply::json(DeployAnswer {
-            deployments: vec![deployment(1, "shop/dev/web", DeploymentPhase::Running, 0)],
+            deployments: vec![deployment(1, "shop/dev/web", DeploymentPhase::Starting, 0)],
             unchanged: vec![],
             index: 10,
         }),
@@ -55,7 +55,7 @@ fn api(
 fn succeeding() -> Fake {
     api(
         |look| match look {
-            0 => deployment(1, "shop/dev/web", DeploymentPhase::Running, 1),
+            0 => deployment(1, "shop/dev/web", DeploymentPhase::Starting, 1),
             _ => deployment(1, "shop/dev/web", DeploymentPhase::Succeeded, 2),
         },
         |look| {
@@ -195,7 +195,7 @@ fn a_superseded_deployment_is_a_conflict() {
 
 #[test]
 fn the_timeout_ends_the_waiting_only() {
-    let fake = api(|_| deployment(1, "shop/dev/web", DeploymentPhase::Running, 1), |_| vec![]);
+    let fake = api(|_| deployment(1, "shop/dev/web", DeploymentPhase::Starting, 1), |_| vec![]);
     let ran = world(&fake).run(&["deploy", "--timeout", "1s"]).expect(7);
     assert!(ran.err.contains("not finished after 1 s; the deployment goes on"), "{}", ran.err);
     assert!(ran.err.contains(&format!("optimus deploy --resume {ID}")), "{}", ran.err);
@@ -214,7 +214,7 @@ fn resume_follows_without_deploying() {
 #[test]
 fn ctrl_c_detaches() {
     let fake =
-        api(|_| deployment(1, "shop/dev/web", DeploymentPhase::Running, 1), |_| vec![copy("shop/dev/web", 0, Phase::Starting, false)]);
+        api(|_| deployment(1, "shop/dev/web", DeploymentPhase::Starting, 1), |_| vec![copy("shop/dev/web", 0, Phase::Starting, false)]);
     let world = world(&fake);
     let mut child = world.command(&["deploy"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut read = std::io::BufReader::new(child.stderr.take().unwrap());
@@ -230,7 +230,7 @@ fn ctrl_c_detaches() {
 
 #[test]
 fn no_wait_returns_at_once() {
-    let fake = api(|_| deployment(1, "shop/dev/web", DeploymentPhase::Running, 1), |_| vec![]);
+    let fake = api(|_| deployment(1, "shop/dev/web", DeploymentPhase::Starting, 1), |_| vec![]);
     let ran = world(&fake).run(&["deploy", "--no-wait"]).expect(0);
     assert_eq!(ran.out, format!("shop/dev/web {ID}\n"));
     assert_eq!(fake.seen().len(), 1);
@@ -241,7 +241,7 @@ fn a_server_away_for_a_moment_is_waited_for() {
     static LOOKS: AtomicUsize = AtomicUsize::new(0);
     let fake = Fake::start(|seen: &Seen| match (seen.method.as_str(), seen.path()) {
         ("POST", _) => Reply::json(DeployAnswer {
-            deployments: vec![deployment(1, "shop/dev/web", DeploymentPhase::Running, 0)],
+            deployments: vec![deployment(1, "shop/dev/web", DeploymentPhase::Starting, 0)],
             unchanged: vec![],
             index: 10,
         }),
@@ -263,7 +263,7 @@ fn an_unchanged_file_deploys_nothing_but_follows_what_is_under_way() {
         ("GET", path) if path.starts_with("/v1/deployments/") => Reply::json(deployment(1, "shop/dev/web", DeploymentPhase::Succeeded, 2)),
         ("GET", path) if path.ends_with("/allocations") => Reply::json(page(vec![copy("shop/dev/web", 0, Phase::Running, true)])),
         _ => Reply::json(Workload {
-            deployment: Some(deployment(1, "shop/dev/web", DeploymentPhase::Running, 1)),
+            deployment: Some(deployment(1, "shop/dev/web", DeploymentPhase::Starting, 1)),
             ..workload("shop/dev/web")
         }),
     });
@@ -292,7 +292,7 @@ fn a_refused_deploy_lists_every_fault() {
 fn a_dry_run_names_the_differences_and_deploys_nothing() {
     let fake = Fake::start(|seen| match (seen.method.as_str(), seen.path()) {
         ("POST", "/v1/deploy") if seen.target.contains("dry_run=true") => Reply::json(DeployAnswer {
-            deployments: vec![deployment(1, "shop/dev/web", DeploymentPhase::Running, 0)],
+            deployments: vec![deployment(1, "shop/dev/web", DeploymentPhase::Starting, 0)],
             unchanged: vec![],
             index: 10,
         }),

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::world::World;
 
-const VERBS: [&str; 34] = [
+const VERBS: [&str; 45] = [
     "dev",
     "server",
     "agent",
@@ -31,8 +31,19 @@ const VERBS: [&str; 34] = [
     "cluster join",
     "cluster leave",
     "cluster transfer-leader",
+    "cluster rotate-ca",
     "nodes join-token",
     "nodes rm",
+    "nodes show",
+    "nodes label",
+    "nodes pool",
+    "nodes cordon",
+    "nodes uncordon",
+    "nodes drain",
+    "run",
+    "runs",
+    "jobs",
+    "rebalance",
     "cluster snapshot",
     "cluster snapshot verify",
     "cluster restore",

@@ -4,6 +4,8 @@
 mod deploy;
 mod fake;
 mod local;
+mod operate;
+mod rotation;
 mod streams;
 mod verbs;
 mod world;

@@ -280,7 +280,11 @@ fn nodes_are_listed_and_let_in() {
         joined_at: Timestamp(0),
         last_seen: Timestamp(0),
         certificate_expires_at: Timestamp(0),
+        clock_skew_ms: Some(14_200),
         labels: Default::default(),
+        pool: "default".into(),
+        cordoned: false,
+        drain: None,
     };
     let fake = Fake::start(move |seen| match (seen.method.as_str(), seen.path()) {
         ("GET", "/v1/nodes") => Reply::json(page(vec![node.clone()])),
@@ -297,6 +301,7 @@ fn nodes_are_listed_and_let_in() {
         ran.out
     );
     assert!(ran.err.contains("host-1 cannot enforce: memory"), "{}", ran.err);
+    assert!(ran.err.contains("the clock of host-1 is 14 s ahead"), "{}", ran.err);
     assert_eq!(world.run(&["nodes", "ls", "--json"]).expect(0).json()["items"][0]["name"], "host-1");
     let ran = world.run(&["nodes", "join-token", "--uses", "10", "--ttl", "1d"]).expect(0);
     assert_eq!(ran.out, "opt_join_x\n");

@@ -210,6 +210,12 @@ pub fn deployment(n: u128, of: &str, phase: DeploymentPhase, ready: u32) -> Depl
         deadline_at: None,
         reason: None,
         trigger: "deploy".into(),
+        since: None,
+        strategy: "rolling".into(),
+        weight: None,
+        steps: vec![],
+        paused: false,
+        promoted: true,
     }
 }
 

@@ -7,9 +7,10 @@
 //!
 //! **Expiry.** A client certificate that expired less than [`RENEWAL_GRACE`] ago passes the handshake;
 //! the session behind it may renew and nothing else ([`PeerIdentity::not_after`] tells). Without this
-//! a weekend without servers would lock every agent out of its own cluster. Certificates of servers follow
-//! the rules of [`PinnedKeys`] instead.
+//! a weekend without servers would lock every agent out of its own cluster. The same holds for one whose CA was replaced
+//! while the agent was away, if its key is the one on record. Certificates of servers follow the rules of [`PinnedKeys`].
 
+mod members;
 mod peers;
 mod roots;
 
@@ -30,6 +31,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCer
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use sha2::{Digest as _, Sha256};
 
+pub use self::members::issued_by;
 pub use self::peers::{ExpectedServer, NoPins, PinTable, PinnedKeys, peer_client};
 pub use self::roots::{ROOTS_MAX, Roots};
 
@@ -216,7 +218,8 @@ pub fn member_client<T: AsRef<[u8]>>(
     clock: &Arc<dyn Clock>,
 ) -> Result<rustls::ClientConfig, TlsError> {
     let mut config = client_builder(clock)?
-        .with_root_certificates(Roots::new(roots)?.current())
+        .dangerous()
+        .with_custom_certificate_verifier(members::verifier(Roots::new(roots)?.current())?)
         .with_client_auth_cert(vec![CertificateDer::from(certificate.to_vec())], key.private_der())
         .map_err(TlsError::Setup)?;
     config.alpn_protocols = vec![alpn.to_vec()];
@@ -258,7 +261,8 @@ impl ServerCertVerifier for PinnedCa {
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
-        verifier.verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
+        // During a CA rotation the way to the pinned CA leads over the new one, certified by the old.
+        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(
@@ -321,7 +325,7 @@ pub fn https_server(
 }
 
 /// Checks client certificates as webpki does, but lets expired ones through: of agents within [`RENEWAL_GRACE`], of
-/// servers as [`PinnedKeys`] says.
+/// servers as [`PinnedKeys`] says; and agents with the key on record, whoever signed for it.
 #[derive(Debug)]
 struct MemberVerifier {
     roots: Arc<Roots>,
@@ -348,10 +352,18 @@ impl ClientCertVerifier for MemberVerifier {
         let verifier = WebPkiClientVerifier::builder_with_provider(self.roots.current(), provider())
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
-        let check = |at| verifier.verify_client_cert(end_entity, intermediates, at).map(drop);
+        let on_record = || match PeerIdentity::of(end_entity) {
+            Ok(PeerIdentity { role: Role::Agent(node), key_fingerprint, .. }) => self.pins.key_of_node(node) == Some(key_fingerprint),
+            _ => false,
+        };
+        let check = |at| match verifier.verify_client_cert(end_entity, intermediates, at) {
+            // The handshake proves that it has the key, and a key says more than a CA that may be gone.
+            Err(InvalidCertificate(CertificateError::UnknownIssuer)) if on_record() => Ok(()),
+            checked => checked.map(drop),
+        };
         let checked = check(now);
         if let Err(error) = &checked
-            && !peers::is_expired(error)
+            && !peers::is_untimely(error)
         {
             return Err(error.clone());
         }
@@ -368,7 +380,7 @@ impl ClientCertVerifier for MemberVerifier {
             }
         };
         if again {
-            // Everything else about it must hold at the moment it expired.
+            // Everything else about it must hold at the last moment of its life.
             check(peers::last_moment(&identity))?;
         }
         Ok(ClientCertVerified::assertion())

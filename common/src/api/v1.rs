@@ -3,12 +3,18 @@
 //! Times are RFC 3339, spans `"30s"`, sizes integer bytes, cpu in cores. Lists are pages. Errors are
 //! [`Problem`] (RFC 9457) with a code of [`crate::reason::CODES`].
 
+mod deployments;
+mod operate;
+
+pub use deployments::*;
+pub use operate::*;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ids::{AllocId, ClusterId, DeploymentId, NodeId, WorkloadKey};
+use crate::ids::{AllocId, ClusterId, NodeId, WorkloadKey};
 use crate::join_token::Role;
 use crate::protocol::Phase;
 use crate::reason::{Exit, Reason};
@@ -117,6 +123,12 @@ pub struct DeployRequest {
     /// The text it came from, kept with the release for people to read again. At most 256 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Only if no workload of the file changed after this state index (`revision`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_revision: Option<u64>,
+    /// Only if it would do exactly what a plan said: the plan's `digest`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_plan: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -164,53 +176,6 @@ pub struct Workload {
     pub reason: Option<ReasonView>,
     /// `http://address:port` of ready copies (first port).
     pub endpoints: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DeploymentPhase {
-    Running,
-    Succeeded,
-    /// Failed and left as it is (a first deployment).
-    Failed,
-    /// Failed; going back to the release before.
-    RollingBack,
-    /// Failed; the release before runs again.
-    RolledBack,
-    Superseded,
-    Cancelled,
-}
-
-impl DeploymentPhase {
-    /// No further change will come.
-    pub fn is_final(self) -> bool {
-        !matches!(self, DeploymentPhase::Running | DeploymentPhase::RollingBack)
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Deployment {
-    pub id: DeploymentId,
-    #[serde(flatten)]
-    pub key: WorkloadKey,
-    pub release: u64,
-    /// The release that ran before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from_release: Option<u64>,
-    pub phase: DeploymentPhase,
-    /// Copies of the new release that are ready / that are wanted.
-    pub ready: u32,
-    pub wanted: u32,
-    pub created_at: Timestamp,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended_at: Option<Timestamp>,
-    /// It fails at this time unless there is progress before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub deadline_at: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<ReasonView>,
-    /// `deploy`, `restart`, `scale`.
-    pub trigger: String,
 }
 
 /// One copy.
@@ -296,7 +261,16 @@ pub struct Node {
     pub joined_at: Timestamp,
     pub last_seen: Timestamp,
     pub certificate_expires_at: Timestamp,
+    /// How far the node's clock is ahead of the servers', in milliseconds (negative: behind). Only when it is off by more than 1 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_ms: Option<i64>,
+    /// Those of operators over those of its agent.
     pub labels: BTreeMap<String, String>,
+    pub pool: String,
+    /// It takes no new copies.
+    pub cordoned: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainView>,
 }
 
 /// Something that happened. `index` and `n` order and name it.
@@ -353,8 +327,49 @@ pub struct ClusterView {
     /// Version of the commands every server understands.
     pub version: u32,
     pub servers: Vec<ServerView>,
+    /// Number of the CA that signs; the first one is 0.
+    #[serde(default)]
+    pub ca: u32,
+    /// Certificates of the CAs trusted at the moment, the one that signs first, for HTTPS clients.
+    #[serde(default)]
+    pub ca_pem: String,
+    /// The replacement of the CA that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<CaRotation>,
     /// What a person should know, in sentences.
     pub warnings: Vec<String>,
+}
+
+/// A replacement of the CA that is under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CaRotation {
+    /// Number of the CA that is replaced.
+    pub from: u32,
+    /// Number of the new one.
+    pub to: u32,
+    pub phase: CaPhase,
+    pub started_at: Timestamp,
+    pub phase_since: Timestamp,
+    /// How long the phase has lasted while the cluster had a leader.
+    pub waited: Span,
+    /// What is left until an announcement is given up, or the old CA is dropped without those who are away.
+    pub left: Span,
+    /// How long both are trusted at most once the new one signs.
+    pub overlap: Span,
+    /// Whom the phase waits for, in sentences.
+    pub waits_for: Vec<String>,
+    /// All of this in one sentence.
+    pub text: String,
+}
+
+/// How far a replacement of the CA is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CaPhase {
+    /// The new CA is made known; the old one signs. It can be taken back.
+    Announce,
+    /// The new CA signs; the old one is still trusted.
+    Sign,
 }
 
 /// One server of the control plane.
@@ -379,6 +394,9 @@ pub struct ServerView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub behind: Option<u64>,
     pub joined_at: Timestamp,
+    /// How far its clock is ahead of the leader's, in milliseconds (negative: behind). Only when it is off by more than 1 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_ms: Option<i64>,
 }
 
 /// The part a server plays.
@@ -406,6 +424,21 @@ pub struct TransferRequest {
 pub struct TransferAnswer {
     /// Raft id of the server that leads now.
     pub leader: u64,
+}
+
+/// `POST /v1/cluster:rotate-ca`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RotateCaRequest {
+    /// True: the phase that the rotation under way is in waits for no node any longer.
+    #[serde(default)]
+    pub force: bool,
+    /// True: the rotation under way is given up. Possible until the new CA signs.
+    #[serde(default)]
+    pub abort: bool,
+    /// For a new one: how long both CAs are trusted at most, `1m` to `90d`; 7 days if unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<Span>,
 }
 
 /// `POST /v1/join-tokens`

@@ -23,6 +23,9 @@ pub fn check(project: &ProjectSpec) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for (name, spec) in &project.workloads {
         errors.extend(check_workload(spec).into_iter().map(|fault| error(name, spec, &fault.field, fault.message)));
+        if let Some(message) = circle(&project.workloads, name) {
+            errors.push(error(name, spec, &["after".to_owned()], message));
+        }
     }
     errors
 }
@@ -36,17 +39,10 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
             errors.push(error(name, spec, &field, format!("{what} is not available yet")));
         };
         match spec.kind {
-            Kind::Service => {}
-            Kind::Job => add("kind", "a job"),
-            Kind::Daemon => add("kind", "a daemon"),
+            Kind::Service | Kind::Job | Kind::Daemon => {}
         }
         if matches!(spec.driver, Driver::Container { .. }) {
             add("image", "running containers");
-        }
-        match spec.update.strategy {
-            Strategy::Rolling => {}
-            Strategy::Canary => add("update.strategy", "the canary strategy"),
-            Strategy::BlueGreen => add("update.strategy", "the blue-green strategy"),
         }
         for (field, probe) in [("health", &spec.health.readiness), ("liveness", &spec.health.liveness)] {
             match probe.as_ref().map(|p| &p.check) {
@@ -58,14 +54,18 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
         if !spec.secrets.is_empty() {
             add("secrets", "giving secrets to a workload");
         }
-        if spec.schedule.is_some() {
-            add("schedule", "a schedule");
-        }
-        if spec.timeout.is_some() {
-            add("timeout", "a time limit for runs");
+        if spec.update.release.is_some() {
+            add("release_command", "a release command");
         }
     }
     errors
+}
+
+/// Why a workload of the file could never begin: it comes after itself, directly or by others of the file.
+pub(super) fn circle(workloads: &std::collections::BTreeMap<Name, WorkloadSpec>, name: &Name) -> Option<String> {
+    let path = super::update::cycle(|name| workloads.get(name).map_or(&[], |spec| spec.update.after.as_slice()), name)?;
+    let path: Vec<&str> = path.iter().map(Name::as_str).collect();
+    Some(format!("`after` goes in a circle: {}", path.join(" after ")))
 }
 
 fn error(workload: &Name, spec: &WorkloadSpec, field: &[String], message: String) -> FieldError {
@@ -82,6 +82,8 @@ fn typed(spec: &WorkloadSpec, field: &[String]) -> Vec<String> {
     let keys: Vec<&str> = field.iter().map(String::as_str).collect();
     let port = |name: &str| spec.ports.iter().rposition(|p| p.name.as_str() == name).map(|at| at.to_string());
     let moved: Vec<String> = match keys.as_slice() {
+        ["after"] => vec!["update".into(), "after".into()],
+        ["release_command", ..] => vec!["update".into(), "release".into()],
         ["image"] => vec!["driver".into(), "container".into(), "image".into()],
         ["cpu" | "pids"] => vec!["resources".into(), keys[0].into()],
         ["memory"] => vec!["resources".into(), "memory_limit".into()],
@@ -138,12 +140,14 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
         health,
         restart,
         stop,
-        update,
+        update: _,
         logs,
         secrets,
         labels,
         schedule,
         timeout,
+        disconnect: _,
+        runs,
     } = spec;
     rules.run(run, matches!(driver, Driver::Container { .. }));
     if let Driver::Container { image } = driver {
@@ -178,10 +182,12 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
         format!("`stop.signal` must be one of {}, not `{}`", SIGNALS.join(", "), printable(signal))
     });
     rules.want(*grace <= Span::secs(3600), "stop.grace", || "`stop.grace` must be at most 1h".into());
-    let Update { strategy: _, parallel, deadline, min_ready } = update;
-    rules.want((1..=1000).contains(parallel), "update.parallel", || "`update.parallel` must be from 1 to 1000".into());
-    rules.spans("update", &[("deadline", *deadline), ("min_ready", *min_ready)]);
-    rules.want(*deadline >= Span::secs(1), "update.deadline", || "`update.deadline` must be at least 1s".into());
+    super::update::check(&mut rules, spec);
+    let update = &spec.update;
+    rules.want(update.percent.is_none() || *kind == Kind::Daemon, "update.percent", || {
+        "`update.percent` is for a daemon; use `parallel`".into()
+    });
+    rules.want((1..=100).contains(&update.percent.unwrap_or(1)), "update.percent", || "`update.percent` must be from 1 to 100".into());
     rules.want(logs.size >= LOG_MIN, "logs.size", || format!("`logs.size` must be at least {LOG_MIN}"));
     rules.want(logs.size.0 <= 1 << 40, "logs.size", || "`logs.size` must be at most 1T".into());
     rules.want(secrets.len() <= LIST_MAX, "secrets", || format!("at most {LIST_MAX} secrets"));
@@ -209,22 +215,24 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
     rules.want(copies.is_none() || *kind != Kind::Daemon, "copies", || {
         "`copies` is no field of a daemon: it runs once on every matching node".into()
     });
-    if let Some(schedule) = schedule {
-        rules.text("schedule", schedule);
-        rules.want(schedule.split_whitespace().count() == 5 && schedule.len() <= 256, "schedule", || {
-            "`schedule` must be a cron line of five fields".into()
-        });
-    }
+    rules.job(*kind, schedule.as_ref(), runs.as_ref());
     if let Some(timeout) = timeout {
         rules.spans("", &[("timeout", *timeout)]);
+        rules.want(*timeout >= Span(100), "timeout", || "`timeout` must be at least 100ms".into());
+    }
+    if *kind == Kind::Job {
+        rules.want(copies.unwrap_or(1) >= 1, "copies", || "a run has at least one copy".into());
+        rules.want(health.liveness.is_none() && health.readiness.is_none(), "health", || {
+            "a job is done when it ends: it has no health check".into()
+        });
     }
     rules.0
 }
 
-struct Rules(Vec<Fault>);
+pub(super) struct Rules(Vec<Fault>);
 
 impl Rules {
-    fn want(&mut self, good: bool, path: &str, message: impl FnOnce() -> String) {
+    pub(super) fn want(&mut self, good: bool, path: &str, message: impl FnOnce() -> String) {
         if !good {
             self.0.push(Fault { field: path.split('.').map(str::to_owned).collect(), of_key: false, message: message() });
         }
@@ -249,7 +257,7 @@ impl Rules {
         self.want(!text.contains('\0'), path, || format!("`{path}` holds a NUL"));
     }
 
-    fn spans(&mut self, table: &str, spans: &[(&str, Span)]) {
+    pub(super) fn spans(&mut self, table: &str, spans: &[(&str, Span)]) {
         for (name, span) in spans {
             let path = if table.is_empty() { (*name).to_owned() } else { format!("{table}.{name}") };
             self.want(*span <= SPAN_MAX, &path, || format!("`{path}` is longer than a year"));

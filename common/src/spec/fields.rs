@@ -75,17 +75,53 @@ fields! {
     "stop.grace", "a duration, at most 1h", "10s", "stop = { grace = \"30s\" }", true, "Time from the signal until everything is killed.";
     "update", "\"rolling\", \"canary\", \"blue-green\" or a table", "\"rolling\"", "update = { parallel = 2, deadline = \"5m\" }", true,
         "How a new release takes over. Copies are replaced a few at a time; the new one starts first, unless a fixed port forbids it. Without progress before the deadline the release that ran before comes back.";
-    "update.strategy", "rolling, canary or blue-green", "rolling", "update = { strategy = \"rolling\" }", true,
-        "`canary` and `blue-green` are not available yet.";
+    "update.strategy", "rolling, canary or blue-green", "rolling", "update = { strategy = \"canary\" }", true,
+        "`rolling` replaces copies a few at a time. `canary` tries the release on a few copies with a share of the traffic first. `blue-green` starts a whole second set, switches all traffic at once and keeps the old set for a while.";
     "update.parallel", "1 to 1000", "1", "update = { parallel = 5 }", true, "How many copies move at a time.";
+    "update.percent", "1 to 100", "none", "update = { percent = 20 }", true, "How many nodes of a daemon move at a time, in percent of those that match, rounded up; instead of `parallel`.";
     "update.deadline", "a duration", "2m", "update = { deadline = \"10m\" }", true, "Longest time without another copy becoming ready.";
     "update.min_ready", "a duration", "0s; 1s without a health check", "update = { min_ready = \"10s\" }", true, "How long a new copy must stay ready before it counts.";
+    "update.max_surge", "a number of copies or a share", "as `parallel`", "update = { max_surge = \"25%\" }", true, "How many copies there may be beyond the wanted number while they move.";
+    "update.max_unavailable", "a number of copies or a share", "0; as `parallel` where a new copy cannot start beside the old", "update = { max_unavailable = 1 }", true, "How many copies may be missing while they move.";
+    "update.canary", "a number of copies or a share", "1", "update = { strategy = \"canary\", canary = \"10%\" }", true, "How many copies try the release first.";
+    "update.steps", "a list of tables of weight and bake", "one step of 10 % for 1m", "update = { strategy = \"canary\", steps = [{ weight = 5, bake = \"1m\" }, { weight = 50, bake = \"5m\" }] }", true, "What canaries go through: `weight` percent of the traffic, for as long as `bake`. A canary that fails meanwhile brings the old release back.";
+    "update.hold", "a duration", "1m", "update = { strategy = \"blue-green\", hold = \"10m\" }", true, "How long the old set stays beside the new one after the switch, so that going back takes an instant.";
+    "update.auto_promote", "true or false", "true", "update = { strategy = \"canary\", auto_promote = false }", true, "Whether a release that proved itself takes over without being asked. Otherwise it waits for `optimus promote`.";
+    "update.auto_rollback", "true or false", "true", "update = { auto_rollback = false }", true, "Whether the release that ran before comes back when the new one fails. Otherwise everything stays as it is, to be looked at.";
+    "after", "a list of workloads", "none", "after = [\"db\"]", true,
+        "A deployment begins only when these workloads of the same environment are ready.";
+    "release_command", "a command line, or a table of `run` and `timeout`", "none", "release_command = \"python3 manage.py migrate\"", false,
+        "Runs once per deployment, on one node, before the first copy of the new release starts. If it fails, so does the deployment, and nothing else was touched.";
+    "release_command.run", "a command line, or a list of strings", "none", "release_command = { run = \"./migrate\", timeout = \"1h\" }", false, "What to run.";
+    "release_command.timeout", "a duration, at most 24h", "10m", "release_command = { run = \"./migrate\", timeout = \"1h\" }", false, "Longest time it may take.";
+    "disconnect", "a table", "none: copies of a silent node are lost at once", "disconnect = { lost_after = \"10m\" }", true,
+        "What happens to copies on a node that does not answer. They are replaced at once; so long they may take up their place again.";
+    "disconnect.lost_after", "a duration", "required", "disconnect = { lost_after = \"10m\" }", true, "From then on such a copy is lost: it stops when its node is back.";
+    "disconnect.keep", "\"original\" or \"newest\"", "original", "disconnect = { lost_after = \"10m\", keep = \"newest\" }", true, "Which of two copies stays when the node is back. An original of an older release, or one that is not well, always gives way.";
     "logs", "a table", "see its fields", "logs = { size = \"64M\" }", true, "What is kept of a copy's output on its node.";
     "logs.size", "a size, at least 64K", "32M", "logs = { size = \"64M\" }", true, "Budget of one copy; the oldest goes first.";
     "secrets", "a list of names", "none", "secrets = [\"DATABASE_URL\"]", false, "Secrets given to the process as environment variables.";
     "labels", "a table of text", "empty", "labels = { team = \"shop\" }", true, "Free labels, shown with the workload.";
-    "schedule", "a cron line", "none", "schedule = \"0 3 * * *\"", false, "When a job runs.";
-    "timeout", "a duration", "none", "timeout = \"1h\"", false, "Longest run of a job.";
+    "schedule", "a cron line or a table", "none", "schedule = { cron = \"0 3 * * *\", timezone = \"Europe/Berlin\" }", true,
+        "When a job runs by itself. Each run is known by the job and the instant it was due at, so none happens twice.";
+    "schedule.cron", "a cron line of five fields", "required", "schedule = { cron = \"*/15 * * * *\" }", true,
+        "Minute, hour, day of the month, month, day of the week. A fixed time that a clock change skips runs right after it; one that it repeats runs once.";
+    "schedule.timezone", "an IANA name", "UTC", "schedule = { cron = \"0 3 * * *\", timezone = \"Europe/Berlin\" }", true, "The zone the fields are read in.";
+    "schedule.overlap", "forbid, replace or allow", "forbid", "schedule = { cron = \"* * * * *\", overlap = \"replace\" }", true,
+        "What happens to a run that is due while another is active: it is skipped, takes the other's place, or runs beside it.";
+    "schedule.missed", "skip, run_once or run_all", "run_once", "schedule = { cron = \"0 * * * *\", missed = \"run_all\" }", true,
+        "What happens to runs that were due while nobody could start them: none, the newest or all of them (at most 50) run as soon as possible.";
+    "schedule.jitter", "a duration, at most 1h", "0s", "schedule = { cron = \"0 * * * *\", jitter = \"2m\" }", true, "Each run starts up to so much later, so that jobs due at one time do not start together.";
+    "timeout", "a duration", "none", "timeout = \"1h\"", true, "Longest time one try of a job's run may take; then it is stopped and has failed.";
+    "runs", "a table", "see its fields", "runs = { active = 2, retries = 3 }", true, "How the runs of a job are admitted, retried and remembered.";
+    "runs.active", "1 to 1000", "1 with a schedule that forbids overlap, else 10", "runs = { active = 4 }", true, "How many runs may be active at the same time.";
+    "runs.waiting", "0 to 1000", "100", "runs = { waiting = 0 }", true, "How many runs may wait for their turn; a further one is refused.";
+    "runs.retries", "0 to 100", "0", "runs = { retries = 3 }", true, "How often a run is tried again after a copy of it failed, with the pauses of `restart`.";
+    "runs.keep", "1 to 200", "20", "runs = { keep = 50 }", true, "How many ended runs are remembered.";
+    "runs.on", "deploy or request", "deploy; request with a schedule or parameters", "runs = { on = \"request\" }", true, "`deploy`: each new release runs once. `request`: only `optimus run` and the schedule start it.";
+    "runs.params", "a list of names", "empty", "runs = { params = [\"CUSTOMER\"] }", true, "Parameters each run must be given: `optimus run JOB -p CUSTOMER=7`. The process finds them as OPTIMUS_PARAM_<NAME>.";
+    "runs.payload", "optional, required or forbidden", "optional", "runs = { payload = \"required\" }", true, "Whether a run takes a payload: `optimus run JOB --payload FILE`, at most 16 KiB. The process finds it in the file OPTIMUS_PAYLOAD_FILE.";
+    "runs.start_within", "a duration", "1h", "runs = { start_within = \"10m\" }", true, "Longest time a run may wait for room on a node before it has failed.";
     "env.NAME", "a section", "none", "[env.prod]\ncopies = 5", true,
         "Overlay of an environment: [env.prod] in a flat file, [env.prod.service.web] otherwise. Its fields replace those of the workload; the tables `env` and `labels` are merged.";
 }
@@ -95,8 +131,11 @@ const ALL: &[Kind] = &[Kind::Service, Kind::Job, Kind::Daemon];
 impl Field {
     /// The kinds of workload that take it; none for what stands outside workloads.
     pub fn kinds(&self) -> &'static [Kind] {
+        if self.name == "update.percent" {
+            return &[Kind::Daemon];
+        }
         match self.name.split('.').next().unwrap_or("") {
-            "schedule" | "timeout" => &[Kind::Job],
+            "schedule" | "timeout" | "runs" => &[Kind::Job],
             "copies" => &[Kind::Service, Kind::Job],
             "project" => &[],
             _ => ALL,

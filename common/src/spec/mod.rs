@@ -8,8 +8,11 @@
 
 mod check;
 mod command;
+mod cron;
 mod error;
 pub mod fields;
+pub mod job;
+mod job_fields;
 mod node;
 mod read;
 mod suggest;
@@ -17,12 +20,15 @@ mod template;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod update;
 mod values;
 
 pub use check::{check, not_available};
 pub use command::parse_line;
+pub use cron::{CronError, Instance, Timetable};
 pub use error::{SpecError, SpecErrors};
 pub use fields::{explain_field, field, field_names};
+pub use job::{Missed, Overlap, PayloadRule, RunInput, RunOn, Runs, Schedule};
 pub use template::{Detected, template, template_for};
 pub use types::*;
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::check::{check_workload, warnings};
+use super::check::{check_workload, circle, warnings};
 use super::error::{SpecError, nearest, parse, printable};
 use super::node::{Entry, Node, Value};
 use super::suggest::{elsewhere, meant};
@@ -25,6 +25,7 @@ const WORKLOADS_MAX: usize = 200;
 const ENVIRONMENTS_MAX: usize = 32;
 /// Most errors collected; a little more than are told.
 const ERRORS_KEPT: usize = 1000;
+
 /// Reads a whole file.
 pub fn project(root: &Node, context: &Context) -> Result<Parsed, Vec<SpecError>> {
     let mut reader = Reader { context, errors: Vec::new(), path: Vec::new(), base: 0 };
@@ -137,6 +138,10 @@ impl Reader<'_> {
         for (name, spec) in read(self, chosen.map(|overlay| (&environment, overlay))) {
             notes.extend(warnings(&name, &spec));
             workloads.insert(name, spec);
+        }
+        // A circle is told once, of its first workload.
+        if let Some(message) = workloads.keys().find_map(|name| circle(&workloads, name)) {
+            self.error(&root.span, Some("after"), message);
         }
         if sectioned && workloads.is_empty() && self.errors.is_empty() {
             let section = entries.iter().find(|e| KINDS.iter().any(|(kind, _)| e.key == *kind));
@@ -366,7 +371,11 @@ impl Reader<'_> {
         let (memory_request, memory_limit) = f.get("memory").and_then(|n| self.memory(n)).unwrap_or((Bytes::mib(128), Bytes::mib(128)));
         // With nothing that says it is ready, a copy proves itself by staying up.
         let min_ready = if readiness.is_some() { Span(0) } else { MIN_READY_UNCHECKED };
-        let update = self.update(f.get("update"), min_ready);
+        let mut update = self.update(f.get("update"), min_ready);
+        update.after = self.after(f.get("after"));
+        update.release = f.get("release_command").and_then(|n| self.release_command(n));
+        let schedule = f.get("schedule").and_then(|n| self.schedule(n));
+        let runs = self.runs(kind, f.get("runs"), schedule.as_ref());
         let spec = WorkloadSpec {
             kind,
             driver: driver.unwrap_or(Driver::Container { image: String::new() }), // refused above
@@ -389,8 +398,10 @@ impl Reader<'_> {
             logs: self.logs(f.get("logs")),
             secrets: f.get("secrets").map(|n| self.list("secrets", n)).unwrap_or_default(),
             labels: f.get("labels").map(|n| self.texts("labels", n)).unwrap_or_default(),
-            schedule: f.get("schedule").and_then(|n| self.text("schedule", n)),
+            schedule,
             timeout: f.get("timeout").and_then(|n| self.span("timeout", n)),
+            disconnect: f.get("disconnect").and_then(|n| self.disconnect(n)),
+            runs,
         };
         // Rules between fields. One about a field that was refused above would be told of a value nobody wrote.
         let depth = self.path.len();

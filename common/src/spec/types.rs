@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::job::{Runs, Schedule};
+pub use super::update::{Amount, CanaryStep, Disconnect, Keep, ReleaseStep, Strategy, Update};
 use crate::ids::Name;
 use crate::time::Span;
 use crate::units::{Bytes, Millicores};
@@ -43,12 +45,25 @@ pub struct WorkloadSpec {
     /// Free labels, for people and filters.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Cron line of a scheduled job.
+    /// When a job runs by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub schedule: Option<String>,
+    pub schedule: Option<Schedule>,
     /// Longest run of a job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
+    /// What happens to copies whose node does not answer. Unset: they are replaced at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disconnect: Option<Disconnect>,
+    /// How a job's runs are admitted, retried and remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<Runs>,
+}
+
+impl WorkloadSpec {
+    /// What a job says of its runs, or what stands when it says nothing.
+    pub fn job_runs(&self) -> Runs {
+        self.runs.clone().unwrap_or_else(|| Runs::of(self.schedule.as_ref()))
+    }
 }
 
 /// Service stays up, job runs to completion, daemon runs once on every matching node.
@@ -180,25 +195,6 @@ pub struct Stop {
     pub signal: String,
     /// Time between the signal and SIGKILL for the whole group.
     pub grace: Span,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Update {
-    pub strategy: Strategy,
-    /// How many copies move at a time.
-    pub parallel: u32,
-    /// Longest time a deployment may go without progress before it fails.
-    pub deadline: Span,
-    /// How long a new copy must stay ready before it counts.
-    pub min_ready: Span,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Strategy {
-    Rolling,
-    BlueGreen,
-    Canary,
 }
 
 /// How much of a copy's output is kept on its node.

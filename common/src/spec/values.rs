@@ -23,7 +23,7 @@ impl Reader<'_> {
     }
 
     /// Reads a text as a quantity or a name.
-    fn parsed<T: FromStr<Err: std::fmt::Display>>(&mut self, key: &str, node: &Node, text: &str) -> Option<T> {
+    pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(&mut self, key: &str, node: &Node, text: &str) -> Option<T> {
         match parse(text) {
             Ok(value) => Some(value),
             Err(error) => {
@@ -165,7 +165,7 @@ impl Reader<'_> {
     }
 
     /// A command line, or its words.
-    fn words(&mut self, key: &str, node: &Node) -> Option<Run> {
+    pub(super) fn words(&mut self, key: &str, node: &Node) -> Option<Run> {
         let label = self.label(key);
         match &node.value {
             Value::List(_) => {
@@ -366,7 +366,7 @@ impl Reader<'_> {
     }
 
     /// Opens the table of a field with fields of its own.
-    fn nested<'n>(&mut self, key: &str, node: Option<&'n Node>) -> Option<Fields<'n>> {
+    pub(super) fn nested<'n>(&mut self, key: &str, node: Option<&'n Node>) -> Option<Fields<'n>> {
         let entries = self.table(key, node?)?;
         self.within(key, |r| r.unknown(entries, &fields::below(key), key));
         Some(Fields { entries })
@@ -393,48 +393,6 @@ impl Reader<'_> {
                 .map_or_else(|| "TERM".into(), |s| s.strip_prefix("SIG").map(str::to_owned).unwrap_or(s)),
             grace: get("grace").and_then(|n| r.span("grace", n)).unwrap_or(Span::secs(10)),
         })
-    }
-
-    pub fn update(&mut self, node: Option<&Node>, min_ready: Span) -> Update {
-        let mut update = Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(120), min_ready };
-        match node {
-            Some(node) if matches!(node.value, Value::Text(_)) => {
-                if let Some(strategy) = self.strategy("update", node) {
-                    update.strategy = strategy;
-                }
-            }
-            Some(node) if !matches!(node.value, Value::Table(_)) => {
-                let kind = node.value.kind();
-                self.error(&node.span, Some("update"), format!("`update` must be the name of a strategy or a table, not {kind}"));
-            }
-            node => {
-                let f = self.nested("update", node);
-                let get = |key: &str| f.as_ref().and_then(|f| f.get(key));
-                self.within("update", |r| {
-                    update.strategy = get("strategy").and_then(|n| r.strategy("strategy", n)).unwrap_or(update.strategy);
-                    update.parallel = get("parallel").and_then(|n| r.integer("parallel", n, 1, 1000)).map_or(update.parallel, |n| n as u32);
-                    update.deadline = get("deadline").and_then(|n| r.span("deadline", n)).unwrap_or(update.deadline);
-                    update.min_ready = get("min_ready").and_then(|n| r.span("min_ready", n)).unwrap_or(update.min_ready);
-                });
-            }
-        }
-        update
-    }
-
-    fn strategy(&mut self, key: &str, node: &Node) -> Option<Strategy> {
-        let known = ["rolling", "canary", "blue-green"];
-        let label = self.label(key);
-        match self.text(key, node)?.as_str() {
-            "rolling" => Some(Strategy::Rolling),
-            "canary" => Some(Strategy::Canary),
-            "blue-green" => Some(Strategy::BlueGreen),
-            other => {
-                let hint =
-                    nearest(other, &known).map_or_else(|| format!("known are {}", known.join(", ")), |k| format!("did you mean \"{k}\"?"));
-                self.error(&node.span, Some(key), format!("`{label}`: there is no strategy \"{}\"", printable(other))).hint = Some(hint);
-                None
-            }
-        }
     }
 
     pub fn logs(&mut self, node: Option<&Node>) -> Logs {

@@ -4,6 +4,10 @@
 //! fixed by the proposer and comes in as an argument. `apply` gives the same state on every server.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod deployments;
+pub mod drain;
+pub mod endpoints;
+pub mod jobs;
 pub mod reconciler;
 pub mod scheduler;
 pub mod state;

@@ -14,7 +14,15 @@ use optimus_common::reason::Exit;
 use optimus_common::spec::*;
 use optimus_common::{AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 
+mod ca_rotation;
+mod crons;
+mod deployments;
+mod drains;
+mod fleet;
+mod kinds;
 mod properties;
+mod rollouts;
+mod routing;
 
 fn id(n: u128) -> uuid::Uuid {
     uuid::Uuid::from_u128(n)
@@ -39,12 +47,14 @@ fn spec() -> WorkloadSpec {
         health: Health { readiness: None, liveness: None },
         restart: Restart { delay: Span::secs(1), delay_max: Span::secs(60), reset_after: Span::secs(60) },
         stop: Stop { signal: "TERM".into(), grace: Span::secs(10) },
-        update: Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(60), min_ready: Span(0) },
+        update: Update { deadline: Span::secs(60), ..Update::default() },
         logs: Logs { size: Bytes::mib(1) },
         secrets: vec![],
         labels: BTreeMap::new(),
         schedule: None,
         timeout: None,
+        disconnect: None,
+        runs: None,
     }
 }
 
@@ -73,6 +83,9 @@ impl World {
         let mut world =
             World { state: State::default(), now: Timestamp(1_000_000), ids: 0, seq: 0, behaviour: BTreeMap::new(), log: vec![] };
         world.apply(Command::CreateCluster { id: ClusterId(id(1)), ca_certificate: vec![], ca_key_sealed: vec![] });
+        let server = ServerFacts { name: "s".into(), address: "h:1".into(), api: "h:2".into(), version: "1".into(), level: LEVEL };
+        world.apply(Command::AdmitServer { token: None, server, key_fingerprint: vec![1] });
+        world.apply(Command::RaiseVersion { to: LEVEL });
         let token = TokenId(id(2));
         let expires_at = world.now + Span::secs(60);
         world.apply(Command::CreateToken { id: token, secret_hash: vec![], expires_at, uses: nodes as u32, role: Role::Agent });

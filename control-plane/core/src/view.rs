@@ -1,49 +1,30 @@
 //! From rows of the state to what the API shows. Pure; rows are destructured, so that a new field stops the build here.
 
+mod operate;
+
+pub use operate::{drain_preview, job, job_run, rebalance_moves, rebalance_settings};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use optimus_common::api::v1 as api;
 use optimus_common::api::v1::{NodePhase, ReasonView, WorkloadPhase};
 use optimus_common::protocol::{NodeFacts, Phase};
+use optimus_common::spec::Kind;
 use optimus_common::{Bytes, Millicores, Reason, Timestamp};
 
 use crate::reconciler;
 use crate::scheduler;
-use crate::state::{Alloc, Deployment, Event, Node, State, Workload};
+use crate::state::{Alloc, Event, Node, State, Workload};
+
+mod deployments;
+
+pub use deployments::deployment;
 
 /// Events shown with an explanation.
 const EVENTS_SHOWN: usize = 10;
 /// Endpoints listed with a workload.
 const ENDPOINTS_SHOWN: usize = 20;
-
-pub fn deployment(state: &State, row: &Deployment) -> api::Deployment {
-    let Deployment { id, key, release, from_release, trigger, phase, created_at, ended_at, deadline, progress: _, progress_at, reason } =
-        row;
-    let workload = state.workload(key);
-    // While rolling back, what counts is the release it goes back to.
-    let counted = workload.map_or(*release, |w| w.release);
-    api::Deployment {
-        id: *id,
-        key: key.clone(),
-        release: *release,
-        from_release: *from_release,
-        phase: *phase,
-        ready: state.allocs_of(key).filter(|a| a.run && a.release == counted && a.is_ready()).count() as u32,
-        wanted: workload.map_or(0, |w| w.copies),
-        created_at: *created_at,
-        ended_at: *ended_at,
-        deadline_at: (!phase.is_final()).then_some(*progress_at + *deadline),
-        reason: reason.clone().or_else(|| waiting_for(state, row)).as_ref().map(ReasonView::from),
-        trigger: trigger.clone(),
-    }
-}
-
-/// What a deployment that is under way waits for, as far as it is not a copy of its own: room for the next.
-fn waiting_for(state: &State, row: &Deployment) -> Option<Reason> {
-    let workload = state.workload(&row.key).filter(|w| !row.phase.is_final() && w.deployment == Some(row.id))?;
-    reconciler::unplaced_slots(state, workload, row.progress_at, 1).pop().map(|(_, reason)| reason)
-}
 
 pub fn workload(state: &State, row: &Workload, now: Timestamp) -> api::Workload {
     let Workload {
@@ -51,7 +32,7 @@ pub fn workload(state: &State, row: &Workload, now: Timestamp) -> api::Workload 
         release,
         newest: _,
         stable: _,
-        copies,
+        copies: _,
         stopped,
         removing: _,
         created_at,
@@ -60,11 +41,11 @@ pub fn workload(state: &State, row: &Workload, now: Timestamp) -> api::Workload 
         deployment: deployment_id,
     } = row;
     let allocs: Vec<&Arc<Alloc>> = state.allocs_of(key).filter(|a| !a.has_ended()).collect();
-    let ready = slots_ready(state, row);
-    let wanted = if *stopped { 0 } else { *copies };
+    let (wanted, ready) = wanted_and_ready(state, row);
     let newest = deployment_id.and_then(|id| state.deployments.get(&id));
     let under_way = newest.is_some_and(|d| !d.phase.is_final());
-    let phase = match (*stopped, under_way, ready >= wanted) {
+    let failing = operate::job_trouble(state, row).is_some();
+    let phase = match (*stopped, under_way, ready >= wanted && !failing) {
         (true, ..) => WorkloadPhase::Stopped,
         (_, true, _) => WorkloadPhase::Deploying,
         (_, _, true) => WorkloadPhase::Ready,
@@ -109,12 +90,29 @@ fn missing_spec() -> optimus_common::spec::WorkloadSpec {
         health: Health { readiness: None, liveness: None },
         restart: Restart { delay: Span(0), delay_max: Span(0), reset_after: Span(0) },
         stop: Stop { signal: "TERM".into(), grace: Span(0) },
-        update: Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span(0), min_ready: Span(0) },
+        update: Update::default(),
         logs: Logs { size: Bytes(0) },
         secrets: vec![],
         labels: BTreeMap::new(),
         schedule: None,
         timeout: None,
+        disconnect: None,
+        runs: None,
+    }
+}
+
+/// How many copies a workload should have now, and how many of them are ready.
+fn wanted_and_ready(state: &State, row: &Workload) -> (u32, u32) {
+    let release = state.release(&row.key, row.release);
+    match release.map(|r| r.spec.kind) {
+        _ if row.stopped => (0, slots_ready(state, row)),
+        Some(Kind::Daemon) => {
+            let nodes = release.map_or(0, |release| reconciler::nodes_wanted(state, row, release).count());
+            let ready = |a: &&Arc<Alloc>| a.run && a.is_ready() && is_current(state, a);
+            (nodes as u32, state.allocs_of(&row.key).filter(ready).map(|a| a.node).collect::<BTreeSet<_>>().len() as u32)
+        }
+        Some(Kind::Job) => operate::job_copies(state, row),
+        _ => (row.copies, slots_ready(state, row)),
     }
 }
 
@@ -140,7 +138,8 @@ fn why_not_ready(state: &State, row: &Workload, now: Timestamp) -> Option<Reason
             reason => calm = calm.or(reason),
         }
     }
-    reconciler::unplaced_slots(state, row, now, 1).pop().map(|(_, reason)| reason).or(calm)
+    let unplaced = reconciler::unplaced_slots(state, row, now, 1).pop().map(|(_, reason)| reason);
+    unplaced.or_else(|| operate::job_trouble(state, row)).or(calm)
 }
 
 /// Why a copy is not running and ready; unset when it is.
@@ -165,7 +164,21 @@ fn endpoint(state: &State, alloc: &Alloc) -> Option<String> {
 }
 
 pub fn allocation(state: &State, row: &Alloc) -> api::Allocation {
-    let Alloc { id, key, index, release, node, ports, run, stop_reason: _, created_at, status } = row;
+    let Alloc {
+        id,
+        key,
+        index,
+        release,
+        node,
+        ports,
+        run,
+        stop_reason: _,
+        created_at,
+        status,
+        migrate: _,
+        draining_since: _,
+        unrouted_at: _,
+    } = row;
     let node_row = state.nodes.get(node);
     let status = status.as_ref();
     api::Allocation {
@@ -195,8 +208,24 @@ pub fn allocation(state: &State, row: &Alloc) -> api::Allocation {
 
 /// `now` stands in for when a node that is up was last seen: its lease says it is there.
 pub fn node(state: &State, row: &Node, now: Timestamp) -> api::Node {
-    let Node { id, facts, joined_at, up, changed_at, certificate_expires_at, key_fingerprint: _, cordoned: _, blocked_ports: _ } = row;
-    let NodeFacts { name, version, cpu, memory, arch, kernel, cgroup, unenforced, drivers, ports: _, address, boot_id: _, labels } =
+    let Node {
+        id,
+        facts,
+        joined_at,
+        up,
+        changed_at,
+        certificate_expires_at,
+        key_fingerprint: _,
+        cordoned,
+        blocked_ports: _,
+        ca_trusted: _,
+        ca_signer: _,
+        clock_skew_ms,
+        labels: _,
+        pool: _,
+        drain: _,
+    } = row;
+    let NodeFacts { name, version, cpu, memory, arch, kernel, cgroup, unenforced, drivers, ports: _, address, boot_id: _, labels: _ } =
         facts.clone();
     let taken = scheduler::taken(state, *id);
     api::Node {
@@ -218,7 +247,11 @@ pub fn node(state: &State, row: &Node, now: Timestamp) -> api::Node {
         joined_at: *joined_at,
         last_seen: if *up { now } else { *changed_at },
         certificate_expires_at: *certificate_expires_at,
-        labels,
+        clock_skew_ms: *clock_skew_ms,
+        labels: row.labels(),
+        pool: row.pool().to_owned(),
+        cordoned: *cordoned,
+        drain: operate::drain(state, row),
     }
 }
 
@@ -262,7 +295,20 @@ fn serde_name(kind: &crate::state::EventKind) -> String {
         CopyNotReady => "copy_not_ready",
         CopyExited => "copy_exited",
         CopyStopped => "copy_stopped",
+        CaRotation => "ca_rotation",
+        ClockSkew => "clock_skew",
         CopyFailed => "copy_failed",
+        DeploymentShifted => "deployment_shifted",
+        DeploymentPromoted => "deployment_promoted",
+        DeploymentPaused => "deployment_paused",
+        CopyUpdated => "copy_updated",
+        RunStarted => "run_started",
+        RunEnded => "run_ended",
+        RunSkipped => "run_skipped",
+        NodeChanged => "node_changed",
+        NodeDraining => "node_draining",
+        NodeDrained => "node_drained",
+        Rebalanced => "rebalanced",
     }
     .to_owned()
 }
@@ -280,7 +326,7 @@ pub fn explain_workload(state: &State, row: &Workload, now: Timestamp) -> api::E
         shown.copies_ready
     )];
     if let Some(d) = &shown.deployment {
-        let name = serde_json_name(d.phase);
+        let name = d.phase.word();
         evidence.push(format!("newest deployment ({}) of release {}: {name}", d.trigger, d.release));
         if let Some(reason) = &d.reason {
             evidence.push(format!("it ended so because: {}", reason.message));
@@ -296,6 +342,9 @@ pub fn explain_workload(state: &State, row: &Workload, now: Timestamp) -> api::E
     let subject = key.to_string();
     let summary = match (&shown.reason, shown.phase) {
         (_, WorkloadPhase::Stopped) => format!("{} is stopped on request", key.workload),
+        (_, WorkloadPhase::Ready) if shown.spec.kind == Kind::Job => {
+            format!("{} is well: {} copies of its runs are at work", key.workload, shown.copies_ready)
+        }
         (_, WorkloadPhase::Ready) => format!("{} is ready: {} of {} copies", key.workload, shown.copies_ready, shown.copies_wanted),
         (Some(reason), _) => {
             format!("{}: {} of {} copies ready: {}", key.workload, shown.copies_ready, shown.copies_wanted, reason.message)
@@ -392,18 +441,6 @@ fn whole_seconds(span: optimus_common::Span) -> optimus_common::Span {
     optimus_common::Span(span.0 / 1000 * 1000)
 }
 
-fn serde_json_name(phase: api::DeploymentPhase) -> &'static str {
-    match phase {
-        api::DeploymentPhase::Running => "running",
-        api::DeploymentPhase::Succeeded => "succeeded",
-        api::DeploymentPhase::Failed => "failed",
-        api::DeploymentPhase::RollingBack => "rolling back",
-        api::DeploymentPhase::RolledBack => "rolled back",
-        api::DeploymentPhase::Superseded => "superseded",
-        api::DeploymentPhase::Cancelled => "cancelled",
-    }
-}
-
 /// The fleet in one answer; none before the cluster exists. Costs a pass over all copies.
 pub fn status(state: &State, leader: Option<u64>, term: u64, servers: u32) -> Option<api::ClusterStatus> {
     let cluster = state.cluster.as_ref()?;
@@ -412,8 +449,8 @@ pub fn status(state: &State, leader: Option<u64>, term: u64, servers: u32) -> Op
     let (mut wanted, mut ready) = (0, 0);
     let mut troubled: Option<(String, u32, u32)> = None;
     for row in state.workloads.values() {
-        let copies = if row.stopped { 0 } else { row.copies };
-        let up = if row.stopped { 0 } else { slots_ready(state, row) };
+        let (copies, up) = wanted_and_ready(state, row);
+        let up = up.min(copies);
         wanted += copies;
         ready += up;
         if up < copies && troubled.is_none() {

@@ -49,6 +49,10 @@ pub(crate) struct Committed {
 }
 
 impl Identity {
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
     pub fn of(ctx: &Ctx, body: &[u8]) -> Result<Self, ApiError> {
         // Not the host: a retry may go to another server, by another name.
         let target = ctx.parts.uri.path_and_query().map_or("", |target| target.as_str());

@@ -206,20 +206,33 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let detail = refusal.to_string();
         match refusal {
-            Refusal::NoSuchWorkload(_) | Refusal::NoSuchNode(_) => ApiError::not_found(detail),
+            Refusal::NoSuchWorkload(_) | Refusal::NoSuchNode(_) | Refusal::NoSuchRelease { .. } => ApiError::not_found(detail),
             Refusal::RequestReused => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, code::CONFLICT, detail)
                 .hint("an Idempotency-Key belongs to one request; take a new key for another"),
             Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp => {
                 ApiError::new(StatusCode::FORBIDDEN, code::TOKEN_REFUSED, detail)
             }
             Refusal::TokenRole { .. } => ApiError::new(StatusCode::FORBIDDEN, code::TOKEN_REFUSED, detail),
-            Refusal::NoSuchServer(_) => ApiError::not_found(detail),
+            Refusal::NoSuchServer(_) | Refusal::NoSuchRun(..) => ApiError::not_found(detail),
+            Refusal::RunsFull { .. } => ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::OVERLOADED, detail).retry(RETRY_DEFAULT),
+            Refusal::RunInput(_) => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, code::BAD_REQUEST, detail),
             Refusal::BeingRemoved(_)
+            | Refusal::CannotSteer { .. }
+            | Refusal::ChangedSince { .. }
             | Refusal::TooMany { .. }
             | Refusal::ClusterExists
             | Refusal::TooOld { .. }
             | Refusal::LastServer(_)
-            | Refusal::NotYet { .. } => ApiError::conflict(detail),
+            | Refusal::NoCluster
+            | Refusal::RotationUnderWay
+            | Refusal::NoRotation
+            | Refusal::RotationPastAbort
+            | Refusal::NotYet { .. }
+            | Refusal::NotAJob(_)
+            | Refusal::Stopped(_)
+            | Refusal::RunOver(..)
+            | Refusal::NoCopies(_)
+            | Refusal::KindChanged { .. } => ApiError::conflict(detail),
         }
     }
 }

@@ -37,11 +37,15 @@ pub enum Permission {
     Restart,
     Stop,
     Remove,
+    /// Say, as a router, which endpoints it has taken on.
+    Route,
+    /// Start and cancel runs of jobs.
+    Run,
     /// Read what workloads print, which may hold anything.
     Logs,
     /// Look at the hosts.
     Nodes,
-    /// Remove hosts.
+    /// Label, cordon, drain and remove hosts, and move copies between them.
     NodesAdmin,
     /// Let new hosts in.
     Tokens,
@@ -56,7 +60,7 @@ pub enum Permission {
 }
 
 impl Permission {
-    pub const ALL: [Permission; 16] = [
+    pub const ALL: [Permission; 18] = [
         Permission::Public,
         Permission::View,
         Permission::Deploy,
@@ -64,6 +68,8 @@ impl Permission {
         Permission::Restart,
         Permission::Stop,
         Permission::Remove,
+        Permission::Route,
+        Permission::Run,
         Permission::Logs,
         Permission::Nodes,
         Permission::NodesAdmin,
@@ -84,6 +90,8 @@ impl Permission {
             Permission::Restart => "restart",
             Permission::Stop => "stop",
             Permission::Remove => "remove",
+            Permission::Route => "route",
+            Permission::Run => "run",
             Permission::Logs => "logs",
             Permission::Nodes => "nodes",
             Permission::NodesAdmin => "nodes:admin",

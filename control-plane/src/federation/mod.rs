@@ -168,27 +168,25 @@ mod tests {
     use std::sync::Arc;
 
     use optimus_common::protocol::NodeFacts;
-    use optimus_common::{AllocId, Timestamp, WorkloadKey};
+    use optimus_common::{AllocId, Timestamp};
     use optimus_core::state::{Alloc, Node};
     use uuid::Uuid;
 
     use super::*;
     use crate::agent_calls::Measured;
 
+    /// A row with what tests care for; the rest is as when a field is new.
+    fn row<T: serde::de::DeserializeOwned>(fields: serde_json::Value) -> Arc<T> {
+        Arc::new(serde_json::from_value(fields).unwrap())
+    }
+
     fn node(n: u128, name: &str) -> (NodeId, Arc<Node>) {
         let id = NodeId(Uuid::from_u128(n));
-        let row = Node {
-            id,
-            facts: NodeFacts { name: name.into(), ..NodeFacts::default() },
-            joined_at: Timestamp(0),
-            up: true,
-            changed_at: Timestamp(0),
-            certificate_expires_at: Timestamp(0),
-            key_fingerprint: vec![],
-            cordoned: false,
-            blocked_ports: Default::default(),
-        };
-        (id, Arc::new(row))
+        let facts = NodeFacts { name: name.into(), ..NodeFacts::default() };
+        let at = Timestamp(0);
+        let fields = serde_json::json!({ "id": id, "facts": facts, "joined_at": at, "up": true, "changed_at": at,
+            "certificate_expires_at": at, "key_fingerprint": [] });
+        (id, row(fields))
     }
 
     fn usage(came: u64, copies: u128) -> NodeUsage {
@@ -202,20 +200,10 @@ mod tests {
     fn state() -> State {
         let mut state = State::default();
         state.nodes = [node(1, "db-1"), node(2, "web \"2\""), node(3, "new")].into_iter().collect();
-        let name = |s: &str| optimus_common::Name::new(s).unwrap();
-        let alloc = Alloc {
-            id: AllocId(Uuid::from_u128(100)),
-            key: WorkloadKey { project: name("shop"), environment: name("prod"), workload: name("web") },
-            index: 4,
-            release: 1,
-            node: NodeId(Uuid::from_u128(1)),
-            ports: vec![],
-            run: true,
-            stop_reason: None,
-            created_at: Timestamp(0),
-            status: None,
-        };
-        state.allocs.insert(alloc.id, Arc::new(alloc));
+        let alloc: Arc<Alloc> = row(serde_json::json!({ "id": Uuid::from_u128(100), "node": Uuid::from_u128(1), "index": 4, "release": 1,
+            "key": { "project": "shop", "environment": "prod", "workload": "web" },
+            "ports": [], "run": true, "created_at": Timestamp(0) }));
+        state.allocs.insert(alloc.id, alloc);
         state
     }
 

@@ -48,6 +48,10 @@ impl JoinTokens for Gateway {
     ) -> Pin<Box<dyn Future<Output = Result<JoinTokenAnswer, JoinTokenError>> + Send + '_>> {
         Box::pin(create(&self.shared, role, ttl, uses))
     }
+
+    fn next_ca(&self, overlap: Span) -> Result<Command, JoinTokenError> {
+        self.shared.identity.next_ca(overlap).map_err(|e| JoinTokenError::Refused(Chain(&e).to_string()))
+    }
 }
 
 async fn create(shared: &Shared, role: Role, ttl: Span, uses: u32) -> Result<JoinTokenAnswer, JoinTokenError> {
@@ -225,12 +229,7 @@ async fn redeem(shared: &Shared, request: &JoinRequest) -> Result<JoinAnswer, No
             Err(No::token(refusal.to_string()))
         }
         Applied::Refused(refusal) => Err(No { code: &code::CONFLICT, message: refusal.to_string() }),
-        _ => Ok(JoinAnswer {
-            cluster: shared.identity.cluster(),
-            node,
-            certificate: issued.certificate,
-            ca: shared.identity.ca_der().to_vec(),
-        }),
+        _ => Ok(JoinAnswer { cluster: shared.identity.cluster(), node, certificate: issued.certificate, ca: issued.issuer }),
     }
 }
 

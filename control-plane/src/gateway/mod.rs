@@ -20,11 +20,13 @@ mod admission;
 mod calls;
 mod desired;
 mod join;
+mod known_keys;
 mod leases;
 mod reports;
 mod servers;
 mod session;
 mod sessions;
+mod trust;
 pub mod usage;
 
 use std::net::SocketAddr;
@@ -34,6 +36,7 @@ use std::time::Duration;
 use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN, ALPN_RAFT};
 use optimus_common::{NodeId, Span};
 use optimus_host::telemetry::Chain;
+use optimus_host::tls::NoPins;
 use optimus_host::transport::{self, HANDSHAKE_TIMEOUT, close};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint, Incoming, VarInt};
@@ -46,6 +49,7 @@ use crate::peers::PeerServe;
 use crate::raft::PeerHandler;
 use crate::store::Store;
 use admission::{Admission, Place};
+use known_keys::KnownKeys;
 use sessions::Sessions;
 
 pub use leases::LeaseReports;
@@ -125,8 +129,8 @@ impl Gateway {
     ) -> Result<Arc<Self>, GatewayError> {
         let listen = |source| GatewayError::Listen { address: config.listen, source };
         let quic = match &peers {
-            Some(peers) => identity.quic_server_with_peers(peers.pins())?,
-            None => identity.quic_server()?,
+            Some(peers) => identity.quic_server_with_peers(KnownKeys::new(peers.pins(), store.clone()))?,
+            None => identity.quic_server(KnownKeys::new(Arc::new(NoPins), store.clone()))?,
         };
         let endpoint = transport::server_endpoint(quic, config.listen, &identity.reset_secret()).map_err(listen)?;
         let local = endpoint.local_addr().map_err(listen)?;

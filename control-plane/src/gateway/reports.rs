@@ -213,6 +213,9 @@ mod tests {
             stop_reason: None,
             created_at: Timestamp(1),
             status: Some(Arc::new(known.clone())),
+            migrate: false,
+            draining_since: None,
+            unrouted_at: None,
         };
         let mut state = State::default();
         state.allocs.insert(alloc.id, Arc::new(alloc));

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use optimus_common::protocol::{
     ALLOCS_PER_NODE_MAX, Desired, Hello, Message, NodeFacts, PROTOCOL, Ping, Refused, RenewAnswer, RenewRequest, Servers, VERSION_SERVERS,
-    VERSION_USAGE, Welcome,
+    VERSION_TRUST, VERSION_USAGE, Welcome,
 };
 use optimus_common::reason::{Code, code};
 use optimus_common::usage::{USAGE_EVERY, UsageEvery};
 use optimus_common::{NodeId, Span, Timestamp};
-use optimus_core::reconciler::desired_for;
+use optimus_core::reconciler::{desired_allocs, desired_for};
 use optimus_core::state::{Applied, Command, Node, State};
 use optimus_host::telemetry::Chain;
 use optimus_host::tls::{PeerIdentity, Role};
@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use super::admission::Place;
 use super::leases::{self, STALE};
 use super::sessions::Session;
+use super::trust::{self, Known};
 use super::{HEARTBEAT, LEASE, Shared, log_end, servers, usage};
 use crate::identity::CheckedRequest;
 use crate::store::ProposeError;
@@ -35,6 +36,9 @@ use crate::store::ProposeError;
 const REPORT_MAX: usize = 2 << 20;
 /// Heartbeats between two looks at the desired set that nothing asked for.
 const LOOK_EVERY: u64 = 30;
+/// Bytes a second of desired sets to one node, beyond the first: each is sent whole, and while copies are placed by the
+/// thousand, a node with a hundred would be sent them a hundred times.
+const PUSH_RATE: f64 = 1e6;
 /// How long a greeting waits for this server to reach what the agent holds already.
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// Longest text in a node's facts, and most entries of its lists.
@@ -97,9 +101,10 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
         }
     };
     let outcome = match first {
-        Message::RenewRequest(request) if peer.expired => match renew(shared, &peer, &request).await {
+        // Also with a certificate that holds: the agent's clock may run ahead of ours.
+        Message::RenewRequest(request) => match renew(shared, &peer, &request).await {
             Ok((answer, _)) => {
-                tracing::info!(%node, %address, "an agent with an expired certificate renewed it");
+                tracing::info!(%node, %address, because = peer.only_renew, "an agent renewed its certificate before it greeted");
                 let _ = writer.send(answer).await; // a lost answer is asked for again
                 let _ = writer.finish();
                 let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, writer.stopped()).await;
@@ -107,10 +112,9 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
             }
             Err(no) => Err(no),
         },
-        _ if peer.expired => Err(No::new(
-            &code::CERTIFICATE_EXPIRED,
-            format!("the node's certificate expired at {}; only renewing it is possible", peer.not_after),
-        )),
+        Message::Hello(_) if let Some(why) = &peer.only_renew => {
+            Err(No::new(&code::CERTIFICATE_EXPIRED, format!("{why}; only renewing it is possible")))
+        }
         Message::Hello(hello) => welcome(shared, &peer, hello).await,
         _ => {
             tracing::warn!(%node, %address, "agent did not greet first");
@@ -134,8 +138,14 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
     let session = shared.sessions.enter(node, connection.clone(), now);
     leases::entered(shared, node, now);
     tracing::info!(%node, %address, "agent connected");
-    let running =
-        Running { shared, peer: &peer, session: &session, version: welcome.version, expires_at: AtomicU64::new(peer.not_after.0) };
+    let running = Running {
+        shared,
+        peer: &peer,
+        session: &session,
+        version: welcome.version,
+        expires_at: AtomicU64::new(peer.not_after.0),
+        known: Known::default(),
+    };
     match writer.send(welcome).await {
         Ok(()) => Box::pin(running.run(reader, writer, generation)).await,
         Err(error) => log_end(address, node, &error),
@@ -151,11 +161,11 @@ struct Peer {
     node: NodeId,
     key_fingerprint: [u8; 32],
     not_after: Timestamp,
-    /// The handshake lets certificates through that expired a while ago: they may renew.
-    expired: bool,
+    /// The handshake lets some through that may renew and nothing else: why.
+    only_renew: Option<String>,
 }
 
-/// Who the certificate speaks for. The handshake has checked that our CA signed it.
+/// Who the certificate speaks for. The handshake has checked that our CA signed it, or that its key is on record.
 fn identify(shared: &Shared, connection: &Connection) -> Result<Peer, No> {
     let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     let Some(certificate) = chain.as_ref().and_then(|chain| chain.first()) else {
@@ -171,8 +181,14 @@ fn identify(shared: &Shared, connection: &Connection) -> Result<Peer, No> {
     let Role::Agent(node) = identity.role else {
         return Err(No::new(&code::NODE_REFUSED, format!("the certificate is that of {}, not of an agent", identity.role)));
     };
-    let expired = shared.store.env.clock.now() > identity.not_after;
-    Ok(Peer { node, key_fingerprint: identity.key_fingerprint, not_after: identity.not_after, expired })
+    let only_renew = if shared.store.env.clock.now() > identity.not_after {
+        Some(format!("the node's certificate expired at {}", identity.not_after))
+    } else if !shared.identity.roots().vouch_for(certificate) {
+        Some("the node's certificate was signed by a CA that is no longer trusted".to_owned())
+    } else {
+        None
+    };
+    Ok(Peer { node, key_fingerprint: identity.key_fingerprint, not_after: identity.not_after, only_renew })
 }
 
 /// The node's row, if the key is the one on record. A removed node has none: that is how it is revoked.
@@ -292,7 +308,7 @@ async fn renew(shared: &Shared, peer: &Peer, request: &RenewRequest) -> Result<(
         Command::NodeCertificate { node: peer.node, key_fingerprint: key.key_fingerprint.to_vec(), expires_at: issued.expires_at };
     match shared.store.propose(command).await.map_err(unavailable)? {
         Applied::Refused(refusal) => Err(No::new(&code::NODE_REFUSED, refusal.to_string())),
-        _ => Ok((RenewAnswer { certificate: issued.certificate, ca: shared.identity.ca_der().to_vec() }, issued.expires_at)),
+        _ => Ok((RenewAnswer { certificate: issued.certificate, ca: issued.issuer }, issued.expires_at)),
     }
 }
 
@@ -305,6 +321,7 @@ struct Running<'a> {
     version: u16,
     /// Of the newest certificate issued in this session, in milliseconds.
     expires_at: AtomicU64,
+    known: Known,
 }
 
 impl Running<'_> {
@@ -353,6 +370,8 @@ impl Running<'_> {
             self.touch();
             match message {
                 Message::Pong(_) => {}
+                Message::ClockPong(pong) => self.known.answered(&pong, &*self.shared.store.env.clock),
+                Message::Trusting(trusting) => self.known.told(trusting),
                 Message::Report(report) => {
                     if report.statuses.len() > 2 * ALLOCS_PER_NODE_MAX || report.gone.len() > 2 * ALLOCS_PER_NODE_MAX {
                         return Err(FrameError::TooLong {
@@ -400,26 +419,37 @@ impl Running<'_> {
         mut answers: mpsc::Receiver<RenewAnswer>,
     ) -> Result<std::convert::Infallible, End> {
         let clock = &self.shared.store.env.clock;
-        let mut sent = None;
-        let (mut servers, mut pace) = (Vec::new(), USAGE_EVERY);
+        let mut sent = Sent::default();
+        let (mut servers, mut pace, mut trusted) = (Vec::new(), USAGE_EVERY, Vec::new());
         self.tell_servers(&mut writer, &mut servers).await?;
+        self.tell_trust(&mut writer, &mut trusted).await?;
         self.push(&mut writer, generation, &mut sent).await?;
         let mut n = 0u64;
         let mut next_ping = clock.monotonic();
+        // The set may have changed, and it is not yet time for the next one.
+        let mut asked = false;
         loop {
-            let wait = next_ping.saturating_sub(clock.monotonic());
+            let now = clock.monotonic();
+            let wait = next_ping.saturating_sub(now);
+            let next_push = sent.next_at.saturating_sub(now);
             tokio::select! {
-                () = self.session.wake.notified() => self.push(&mut writer, generation, &mut sent).await?,
+                () = self.session.wake.notified(), if !asked => asked = true,
+                () = clock.sleep(next_push), if asked => {
+                    asked = false;
+                    self.push(&mut writer, generation, &mut sent).await?;
+                }
                 Some(answer) = answers.recv() => writer.send(answer).await?,
                 () = clock.sleep(wait) => {
                     next_ping = clock.monotonic() + HEARTBEAT;
                     self.check().await?;
                     n += 1;
+                    self.known.pinged(n, &**clock);
                     writer.send(Ping { n }).await?;
                     self.tell_servers(&mut writer, &mut servers).await?;
                     self.tell_pace(&mut writer, &mut pace).await?;
+                    self.tell_trust(&mut writer, &mut trusted).await?;
                     // The first set waits for our state to reach the agent's generation.
-                    if sent.is_none() || n.is_multiple_of(LOOK_EVERY) {
+                    if sent.digest.is_none() || n.is_multiple_of(LOOK_EVERY) {
                         self.push(&mut writer, generation, &mut sent).await?;
                     }
                 }
@@ -450,8 +480,19 @@ impl Running<'_> {
         Ok(())
     }
 
+    /// Sends the CAs to trust if they are others than the ones sent last.
+    async fn tell_trust(&self, writer: &mut FrameWriter, sent: &mut Vec<Vec<u8>>) -> Result<(), End> {
+        if self.version >= VERSION_TRUST
+            && let Some(trust) = trust::due(self.shared, sent)
+        {
+            *sent = trust.roots.clone();
+            writer.send(trust).await?;
+        }
+        Ok(())
+    }
+
     /// Sends the desired set if it is another than the one sent last.
-    async fn push(&self, writer: &mut FrameWriter, generation: u64, sent: &mut Option<blake3::Hash>) -> Result<(), End> {
+    async fn push(&self, writer: &mut FrameWriter, generation: u64, sent: &mut Sent) -> Result<(), End> {
         let frame = {
             let state = self.shared.store.state();
             if state.index < generation {
@@ -459,14 +500,15 @@ impl Running<'_> {
                 tracing::debug!(node = %self.peer.node, held = generation, index = state.index, "the agent holds a newer desired set");
                 return Ok(());
             }
-            let allocs = desired_for(&state, self.peer.node);
-            let digest = blake3::hash(&optimus_common::codec::to_wire(&allocs));
-            if *sent == Some(digest) {
+            let digest = digest_of_desired(&state, self.peer.node);
+            if sent.digest == Some(digest) {
                 return Ok(());
             }
-            *sent = Some(digest);
-            Message::from(Desired { generation: state.index, allocs }).encode()
+            sent.digest = Some(digest);
+            Message::from(Desired { generation: state.index, allocs: desired_for(&state, self.peer.node) }).encode()
         };
+        let pause = Duration::from_secs_f64(frame.len() as f64 / PUSH_RATE);
+        sent.next_at = self.shared.store.env.clock.monotonic() + pause;
         match writer.send_encoded(&frame).await {
             Err(error @ FrameError::TooLong { .. }) => {
                 // Half a set would stop the other half: the node keeps the set it has.
@@ -503,8 +545,32 @@ impl Running<'_> {
                 Err(_) => tracing::debug!(node = %row.id, "node not brought up yet; trying again"),
             }
         }
+        self.known.tell(self.shared, &state, row).await;
         Ok(())
     }
+}
+
+/// The desired set sent last.
+#[derive(Default)]
+struct Sent {
+    digest: Option<blake3::Hash>,
+    /// The next one waits until then: a change right after another goes out with those that follow it.
+    next_at: Duration,
+}
+
+/// What tells one desired set from another. The spec of a copy is that of its release, and its key never changes.
+fn digest_of_desired(state: &State, node: NodeId) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for alloc in desired_allocs(state, node) {
+        hasher.update(alloc.id.0.as_bytes());
+        hasher.update(&[u8::from(alloc.run)]);
+        hasher.update(&alloc.release.to_le_bytes());
+        hasher.update(&alloc.index.to_le_bytes());
+        for (_, port) in &alloc.ports {
+            hasher.update(&port.to_le_bytes());
+        }
+    }
+    hasher.finalize()
 }
 
 /// Why the writing loop ended.

@@ -18,6 +18,8 @@ pub const AGENT_LIFETIME: Span = Span(DAY);
 pub const SERVER_LIFETIME: Span = Span(90 * DAY);
 /// Certificates begin this long before they are made, for peers whose clocks are behind.
 pub const BACKDATE: Span = Span(5 * 60_000);
+/// The CA after a CA is below it for those who know no newer one.
+const SUCCESSORS: u8 = 1;
 const DAY: u64 = 24 * 3_600_000;
 /// Length of an uncompressed P-256 point.
 const P256_POINT: usize = 65;
@@ -46,6 +48,8 @@ pub struct Issued {
     pub certificate: Vec<u8>,
     pub key_fingerprint: [u8; 32],
     pub expires_at: Timestamp,
+    /// Certificate of the CA that signed, DER.
+    pub issuer: Vec<u8>,
 }
 
 /// A certificate request that proved possession of its key.
@@ -71,6 +75,16 @@ impl CheckedRequest {
     }
 }
 
+/// A new CA that does not sign yet.
+pub struct Successor {
+    /// DER.
+    pub certificate: Vec<u8>,
+    /// The same name and key, certified by the CA before. DER.
+    pub cross: Vec<u8>,
+    /// PKCS#8 in DER.
+    pub secret: zeroize::Zeroizing<Vec<u8>>,
+}
+
 /// The CA's certificate and key.
 pub struct Ca {
     cluster: ClusterId,
@@ -83,11 +97,20 @@ impl Ca {
     pub fn create(cluster: ClusterId, env: &Env) -> Result<(Self, zeroize::Zeroizing<Vec<u8>>), IssueError> {
         let key = Key::generate()?;
         let secret = key.to_pkcs8();
-        let mut params = base(format!("optimus cluster {cluster}"), env, CA_LIFETIME);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params.self_signed(key.pair()).map_err(IssueError::Sign)?;
+        let certificate =
+            authority(format!("optimus cluster {cluster}"), SUCCESSORS, env).self_signed(key.pair()).map_err(IssueError::Sign)?;
         Ok((Self::open(cluster, certificate.der(), key)?, secret))
+    }
+
+    /// Makes the CA that shall take this one's place, as number `number` of the cluster.
+    pub fn successor(&self, number: u32, env: &Env) -> Result<Successor, IssueError> {
+        let key = Key::generate()?;
+        let name = format!("optimus cluster {} CA {number}", self.cluster);
+        let certificate = authority(name.clone(), SUCCESSORS, env).self_signed(key.pair()).map_err(IssueError::Sign)?;
+        let mut params = authority(name, 0, env);
+        params.use_authority_key_identifier_extension = true;
+        let cross = params.signed_by(key.pair(), &self.issuer).map_err(IssueError::Sign)?;
+        Ok(Successor { certificate: certificate.der().to_vec(), cross: cross.der().to_vec(), secret: key.to_pkcs8() })
     }
 
     /// Takes up the CA of an existing cluster.
@@ -142,8 +165,16 @@ impl Ca {
         let expires_at = Timestamp(u64::try_from(params.not_after.unix_timestamp()).unwrap_or(0) * 1000);
         debug_assert!(expires_at > env.clock.now());
         let certificate = params.signed_by(key, &self.issuer).map_err(IssueError::Sign)?;
-        Ok(Issued { certificate: certificate.der().to_vec(), key_fingerprint, expires_at })
+        Ok(Issued { certificate: certificate.der().to_vec(), key_fingerprint, expires_at, issuer: self.certificate.to_vec() })
     }
+}
+
+/// What the certificates of CAs have in common. `below`: how many other CAs may come between this one and a certificate.
+fn authority(name: String, below: u8, env: &Env) -> CertificateParams {
+    let mut params = base(name, env, CA_LIFETIME);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 fn dns(name: &str) -> Result<SanType, IssueError> {

@@ -86,7 +86,7 @@ pub async fn join(token: &str, facts: &ServerFacts, data_dir: &Path, env: &Env) 
     let cluster: Cluster = answer.cluster.open().map_err(|_| understood("a cluster that does not decode"))?;
     let servers: Vec<ServerRow> = answer.servers.open().map_err(|_| understood("servers that do not decode"))?;
     // The pinned handshake vouches for the server; a mistake must still not be stored.
-    if tls::sha256(&cluster.ca_certificate) != token.ca_sha256 {
+    if !cluster.roots().iter().any(|root| tls::sha256(root) == token.ca_sha256) {
         return Err(understood("a CA other than the pinned one"));
     }
     let admin = AdminToken::parse(&answer.admin_token).ok_or_else(|| understood("a malformed administrator's token"))?;

@@ -8,12 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 
 use optimus_core::state::{ServerRow, State};
-use optimus_host::telemetry::Chain;
 use optimus_host::tls::PinnedKeys;
-use tokio_util::sync::CancellationToken;
 
 use super::record::{Record, RecordError};
-use crate::store::Store;
 
 /// The address book; cheap to clone.
 #[derive(Clone)]
@@ -60,35 +57,17 @@ impl Members {
         let fresh: BTreeMap<u64, ServerRow> = state.servers.iter().map(|(id, row)| (*id, ServerRow::clone(row))).collect();
         let record = {
             let held = self.0.record.read().unwrap_or_else(|e| e.into_inner());
-            if *self.rows() == fresh && held.cluster == *cluster {
+            let older = cluster.ca_progress() < held.cluster.ca_progress();
+            if *self.rows() == fresh && (held.cluster == *cluster || older) {
                 return Ok(false);
             }
+            // A state that is still being replayed must not take back a CA that others sign with by now.
+            let cluster = if cluster.ca_progress() < held.cluster.ca_progress() { &held.cluster } else { cluster };
             held.updated(cluster.clone(), fresh.values().cloned().collect())
         };
         record.store(&self.0.data_dir)?;
         *self.0.record.write().unwrap_or_else(|e| e.into_inner()) = record;
         *self.0.rows.write().unwrap_or_else(|e| e.into_inner()) = fresh;
         Ok(true)
-    }
-
-    /// Follows the replicated state until `shutdown`.
-    pub async fn run(&self, store: Store, shutdown: CancellationToken) {
-        let mut applied = store.applied();
-        let mut seen = None;
-        loop {
-            applied.mark_unchanged();
-            let state = store.state();
-            // Comparing the tables' roots first: nearly every change is about something else.
-            if seen.as_ref().is_none_or(|s: &State| !s.servers.ptr_eq(&state.servers) || s.cluster != state.cluster) {
-                match self.update(&state) {
-                    Ok(_) => seen = Some(state),
-                    Err(error) => tracing::error!(error = %Chain(&error), "failed to store the list of servers; trying again"),
-                }
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                changed = applied.changed() => if changed.is_err() { return },
-            }
-        }
     }
 }

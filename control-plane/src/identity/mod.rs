@@ -3,13 +3,15 @@
 //!
 //! The CA is made at the first start. Its private key lives in replicated state sealed with the
 //! [root key](root_key), so that every server can issue. A server keeps its key pair for its life (peers know it by that)
-//! in its [record](record) on disk; its certificate it makes anew at each start and at half its life.
+//! in its [record](record) on disk; its certificate it makes anew at each start, at half its life, and when another CA
+//! begins to sign. What is trusted and who signs follows the replicated state in one place: [`Identity::run`].
 
 pub mod ca;
 pub mod joining;
 pub mod members;
 pub mod record;
 pub mod root_key;
+pub mod rotation;
 
 use std::fmt;
 use std::path::Path;
@@ -20,13 +22,14 @@ use optimus_common::env::Env;
 use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN, ALPN_RAFT};
 use optimus_common::{ClusterId, NodeId, Timestamp};
 use optimus_core::state::command::Refusal;
-use optimus_core::state::{Applied, Cluster, Command, State};
+use optimus_core::state::{Applied, Cluster, Command, Member, State};
 use optimus_host::telemetry::Chain;
-use optimus_host::tls::{self, Key, NoPins, PinnedKeys, Roots, TlsError};
+use optimus_host::tls::{self, Key, PinnedKeys, Roots, TlsError};
 use optimus_host::transport::{self, SetupError};
 use rustls::client::ResolvesClientCert;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
 
 pub use ca::{Ca, CheckedRequest, IssueError, Issued};
@@ -81,7 +84,7 @@ pub struct ServerNames {
 pub struct Identity {
     env: Env,
     cluster: ClusterId,
-    ca: Ca,
+    authority: RwLock<Arc<Authority>>,
     root: RootKey,
     server: u64,
     key: Key,
@@ -123,21 +126,20 @@ impl Identity {
     /// The identity this data directory's record tells of. Needs nobody else.
     pub fn open(data_dir: &Path, record: Record, names: &ServerNames, env: &Env) -> Result<Arc<Self>, IdentityError> {
         let root = RootKey::open(data_dir)?.ok_or_else(|| RootKeyError::Missing { path: data_dir.join(root_key::FILE) })?;
-        let cluster = &record.cluster;
-        let secret = root.unseal(&cluster.ca_key_sealed, CA_KEY, cluster.id.0.as_bytes())?;
-        let ca = Ca::open(cluster.id, &cluster.ca_certificate, Key::from_pkcs8(&secret)?)?;
+        let cluster = record.cluster.id;
+        let authority = Authority::open(&record.cluster, &root)?;
         let key = record.key(&root)?;
         let mut all = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
         all.extend(host_name());
         all.extend(names.names.iter().cloned());
         all.sort();
         all.dedup();
-        let own = certify(&ca, &key, record.server, &all, env)?;
-        let roots = Roots::new(&[ca.certificate()])?;
+        let own = certify(&authority, &key, record.server, &all, env)?;
+        let roots = Roots::new(&authority.of.roots())?;
         Ok(Arc::new(Identity {
             env: env.clone(),
-            cluster: cluster.id,
-            ca,
+            cluster,
+            authority: RwLock::new(Arc::new(authority)),
             root,
             server: record.server,
             key,
@@ -172,27 +174,39 @@ impl Identity {
         self.root.to_text()
     }
 
-    /// Certificate of the cluster CA, DER.
-    pub fn ca_der(&self) -> &[u8] {
-        self.ca.certificate()
+    fn authority(&self) -> Arc<Authority> {
+        self.authority.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Certificate of the CA that signs, DER.
+    pub fn ca_der(&self) -> Vec<u8> {
+        self.authority().of.ca_certificate.clone()
+    }
+
+    /// Certificates of all CAs trusted at the moment, DER; the one that signs first.
+    pub fn trusted(&self) -> Vec<Vec<u8>> {
+        self.trust().1
+    }
+
+    /// The same, and how far the rotations are.
+    pub fn trust(&self) -> (u64, Vec<Vec<u8>>) {
+        let held = self.authority();
+        (held.of.ca_progress(), held.of.roots().into_iter().map(<[u8]>::to_vec).collect())
     }
 
     /// The same as PEM, for HTTPS clients.
     pub fn ca_pem(&self) -> String {
-        use base64::Engine as _;
-        let text = base64::engine::general_purpose::STANDARD.encode(self.ca_der());
-        let lines: Vec<&str> = text.as_bytes().chunks(64).map(|l| std::str::from_utf8(l).expect("base64 is ASCII")).collect();
-        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+        self.trusted().iter().map(|der| pem(der)).collect()
     }
 
-    /// SHA-256 of the CA certificate: what join tokens pin.
+    /// SHA-256 of the certificate of the CA that signs: what join tokens pin.
     pub fn ca_fingerprint(&self) -> [u8; 32] {
-        tls::sha256(self.ca_der())
+        tls::sha256(&self.ca_der())
     }
 
     /// Certifies the key of a checked request as the agent of `node`, for [`ca::AGENT_LIFETIME`].
     pub fn issue_agent(&self, request: &CheckedRequest, node: NodeId) -> Result<Issued, IssueError> {
-        self.ca.issue_agent(request, node, &self.env)
+        self.authority().ca.issue_agent(request, node, &self.env)
     }
 
     /// TLS for the HTTPS API. Follows renewals by itself.
@@ -201,8 +215,8 @@ impl Identity {
     }
 
     /// QUIC for agents and for those who join. Follows renewals by itself.
-    pub fn quic_server(&self) -> Result<quinn::ServerConfig, IdentityError> {
-        self.quic(Arc::new(NoPins), &[ALPN_AGENT, ALPN_JOIN])
+    pub fn quic_server(&self, pins: Arc<dyn PinnedKeys>) -> Result<quinn::ServerConfig, IdentityError> {
+        self.quic(pins, &[ALPN_AGENT, ALPN_JOIN])
     }
 
     /// The same, also for the servers that `pins` says are members.
@@ -247,23 +261,10 @@ impl Identity {
         if self.env.clock.now() < self.certificate.current().renew_at {
             return Ok(false);
         }
-        let fresh = certify(&self.ca, &self.key, self.server, &self.names, &self.env)?;
+        let fresh = certify(&self.authority(), &self.key, self.server, &self.names, &self.env)?;
         tracing::info!(expires_at = %fresh.expires_at, "server certificate renewed");
-        *self.certificate.0.write().unwrap_or_else(|e| e.into_inner()) = fresh;
+        self.certificate.replace(fresh);
         Ok(true)
-    }
-
-    /// Keeps this server's certificate fresh until `shutdown`.
-    pub async fn run(&self, shutdown: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = self.env.clock.sleep(RENEWAL_CHECK) => {}
-            }
-            if let Err(error) = self.renew_if_due() {
-                tracing::error!(error = %Chain(&error), "failed to renew the server certificate; trying again");
-            }
-        }
     }
 }
 
@@ -345,14 +346,40 @@ pub fn host_name() -> Option<String> {
     fits.then_some(name)
 }
 
-fn certify(ca: &Ca, key: &Key, server: u64, names: &[String], env: &Env) -> Result<Own, IdentityError> {
-    let issued = ca.issue_server(key, server, names, env)?;
+fn certify(authority: &Authority, key: &Key, server: u64, names: &[String], env: &Env) -> Result<Own, IdentityError> {
+    let issued = authority.ca.issue_server(key, server, names, env)?;
     let now = env.clock.now();
-    // The CA goes along, for those who know only its hash.
-    let chain = vec![issued.certificate.into(), ca.certificate().clone()];
+    // The CAs go along, for those who know only the hash of one; and the way from the CA before to the one that signs.
+    let mut chain = vec![CertificateDer::from(issued.certificate)];
+    let cross = &authority.of.authorities.cross;
+    if !cross.is_empty() {
+        chain.push(cross.clone().into());
+    }
+    chain.extend(authority.of.roots().into_iter().map(|root| CertificateDer::from(root.to_vec())));
     let certified = CertifiedKey::from_der(chain, key.private_der(), &tls::provider()).map_err(IdentityError::Key)?;
     let renew_at = Timestamp(now.0 + issued.expires_at.since(now).0 / 2);
     Ok(Own { certified: Arc::new(certified), expires_at: issued.expires_at, renew_at })
+}
+
+/// Who signs, and what is trusted, as of one moment.
+struct Authority {
+    of: Cluster,
+    ca: Ca,
+}
+
+impl Authority {
+    fn open(of: &Cluster, root: &RootKey) -> Result<Self, IdentityError> {
+        let secret = root.unseal(&of.ca_key_sealed, CA_KEY, of.id.0.as_bytes())?;
+        Ok(Authority { of: of.clone(), ca: Ca::open(of.id, &of.ca_certificate, Key::from_pkcs8(&secret)?)? })
+    }
+}
+
+/// A certificate in DER as PEM.
+pub fn pem(der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|l| std::str::from_utf8(l).expect("base64 is ASCII")).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 #[derive(Clone)]
@@ -366,6 +393,10 @@ struct Own {
 struct OwnCertificate(RwLock<Own>);
 
 impl OwnCertificate {
+    fn replace(&self, fresh: Own) {
+        *self.0.write().unwrap_or_else(|e| e.into_inner()) = fresh;
+    }
+
     fn current(&self) -> Own {
         self.0.read().unwrap_or_else(|e| e.into_inner()).clone()
     }

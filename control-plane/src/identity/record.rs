@@ -141,8 +141,14 @@ mod tests {
         let (dir, env) = (tempfile::tempdir().unwrap(), HostEnv::new());
         assert!(Record::load(dir.path()).unwrap().is_none());
         let root = RootKey::create(dir.path(), &env).unwrap();
-        let cluster =
-            Cluster { id: ClusterId(env.new_id()), created_at: Timestamp(1), ca_certificate: vec![1], ca_key_sealed: vec![2], version: 1 };
+        let cluster = Cluster {
+            id: ClusterId(env.new_id()),
+            created_at: Timestamp(1),
+            ca_certificate: vec![1],
+            ca_key_sealed: vec![2],
+            version: 1,
+            authorities: Default::default(),
+        };
         let key = Key::generate().unwrap();
         let record = Record::new(7, cluster, &key, vec![], &root, &env);
         record.store(dir.path()).unwrap();

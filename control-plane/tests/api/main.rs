@@ -6,6 +6,8 @@ mod bounds;
 mod changes;
 mod cluster;
 mod errors;
+mod operate;
 mod reads;
+mod steering;
 mod streams;
 mod support;

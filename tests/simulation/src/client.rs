@@ -57,12 +57,14 @@ pub fn spec(workload: &str, value: u64, copies: Option<u32>) -> WorkloadSpec {
         health: Health { readiness: None, liveness: None },
         restart: Restart { delay: Span::millis(200), delay_max: Span::secs(2), reset_after: Span::secs(5) },
         stop: Stop { signal: "TERM".into(), grace: Span::secs(2) },
-        update: Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(10), min_ready: Span(0) },
+        update: Update { deadline: Span::secs(10), ..Update::default() },
         logs: Logs { size: Bytes::mib(1) },
         secrets: vec![],
         labels: BTreeMap::new(),
         schedule: None,
         timeout: None,
+        disconnect: None,
+        runs: None,
     }
 }
 

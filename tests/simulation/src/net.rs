@@ -17,6 +17,8 @@ use crate::entropy::Rng;
 use crate::server::NodeHooks;
 use crate::world::World;
 
+/// A connection to a peer that is silent for so long is given up, and every call on it: `PEER_IDLE_TIMEOUT` of the real one.
+const GIVEN_UP: Duration = Duration::from_secs(3);
 /// Messages that may be under way at once.
 const IN_FLIGHT_MAX: usize = 4096;
 
@@ -177,8 +179,9 @@ impl PeerTransport for Wire {
             });
             match tokio::time::timeout(ttl, answered).await {
                 Ok(Ok(result)) => result,
+                // Lost, or its receiver died. QUIC sends again what is lost and gives a silent peer up.
                 Ok(Err(_)) => {
-                    sleep(ttl).await;
+                    sleep(ttl.min(GIVEN_UP)).await;
                     Err(PeerError::Timeout)
                 }
                 Err(_) => Err(PeerError::Timeout),

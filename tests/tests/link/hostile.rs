@@ -94,6 +94,12 @@ fn admit(server: &Server, test: &TestEnv) -> (NodeId, Papers) {
             key_fingerprint: papers.key.fingerprint().to_vec(),
             cordoned: false,
             blocked_ports: Default::default(),
+            ca_trusted: 0,
+            ca_signer: 0,
+            clock_skew_ms: None,
+            labels: Default::default(),
+            pool: None,
+            drain: None,
         };
         state.nodes.insert(node, Arc::new(row));
     });

@@ -5,6 +5,7 @@
 mod hostile;
 mod joining;
 mod moving;
+mod rotation;
 mod sessions;
 mod support;
 
@@ -26,11 +27,13 @@ pub fn spec() -> WorkloadSpec {
         health: Health { readiness: None, liveness: None },
         restart: Restart { delay: Span::secs(1), delay_max: Span::secs(60), reset_after: Span::secs(60) },
         stop: Stop { signal: "TERM".into(), grace: Span::secs(10) },
-        update: Update { strategy: Strategy::Rolling, parallel: 1, deadline: Span::secs(60), min_ready: Span::secs(0) },
+        update: Update { deadline: Span::secs(60), ..Update::default() },
         logs: Logs { size: Bytes::mib(1) },
         secrets: vec![],
         labels: Default::default(),
         schedule: None,
         timeout: None,
+        disconnect: None,
+        runs: None,
     }
 }

@@ -175,6 +175,9 @@ impl Cluster {
                     level: 2,
                     joined_at: Timestamp(0),
                     leaving: false,
+                    ca_trusted: 0,
+                    ca_signer: 0,
+                    clock_skew_ms: None,
                 };
                 state.servers.insert(id, Arc::new(row));
             });

@@ -315,7 +315,7 @@ async fn an_older_generation_is_not_sent_and_not_taken() {
     agent.stop().await;
 
     // A server that sends one all the same: the agent keeps what it has, and the session stands.
-    let config = server.identity.quic_server().unwrap();
+    let config = server.identity.quic_server(Arc::new(optimus_host::tls::NoPins)).unwrap();
     let address = server.address;
     let cluster = server.identity.cluster();
     let _ = server.stop().await;

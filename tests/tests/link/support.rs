@@ -66,6 +66,10 @@ impl TestEnv {
         let clock = Arc::new(ShiftedClock(AtomicI64::new(0)));
         TestEnv { env: Env { clock: clock.clone(), ..HostEnv::new() }, clock }
     }
+    /// Moves the date by milliseconds, either way.
+    pub fn shift(&self, by: i64) {
+        self.clock.0.fetch_add(by, Ordering::Relaxed);
+    }
     pub fn advance(&self, by: Span) {
         self.clock.0.fetch_add(by.0 as i64, Ordering::Relaxed);
     }
@@ -118,7 +122,7 @@ impl TestStore {
             let name = |n: &str| Name::new(n).unwrap();
             let key = WorkloadKey { project: name("shop"), environment: name("prod"), workload: name("web") };
             let spec = Arc::new(super::spec());
-            let release = Release { key: key.clone(), number: 1, spec, source: None, created_at: Timestamp(1) };
+            let release = Release { key: key.clone(), number: 1, spec, source: None, created_at: Timestamp(1), fresh: false };
             state.releases.insert((key.clone(), 1), Arc::new(release));
             let alloc = Alloc {
                 id,
@@ -131,6 +135,9 @@ impl TestStore {
                 stop_reason: None,
                 created_at: Timestamp(1),
                 status: None,
+                migrate: false,
+                draining_since: None,
+                unrouted_at: None,
             };
             state.allocs.insert(id, Arc::new(alloc));
         });
@@ -348,6 +355,14 @@ impl Agent {
     }
     pub async fn connected(&self) {
         until("the agent is connected", || matches!(*self.status.borrow(), LinkStatus::Connected { .. })).await;
+    }
+    /// Waits until it is sent away; gives why.
+    pub async fn refused(&self) -> String {
+        until("the agent is refused", || matches!(*self.status.borrow(), LinkStatus::Refused { .. })).await;
+        match &*self.status.borrow() {
+            LinkStatus::Refused { message, .. } => message.clone(),
+            other => panic!("{other:?}"),
+        }
     }
     pub async fn stop(self) {
         self.stop.cancel();

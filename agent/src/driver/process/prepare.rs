@@ -57,6 +57,10 @@ pub fn prepare(request: &StartRequest, config: &ProcessConfig) -> Result<Prepare
     let run_dir = alloc_dir.join(attempt.to_string());
     make_dir(&run_dir).map_err(|e| StartError::step("create the run directory", e))?;
     let tmp = make_tmp(&run_dir, &user, change)?;
+    if let Some(payload) = spec.runs.as_ref().and_then(|runs| runs.input.as_ref()?.payload.as_deref()) {
+        write_payload(&tmp.join(environment::PAYLOAD), payload, change.then_some(&user))
+            .map_err(|e| StartError::step("write the payload of the run", e))?;
+    }
     let host = ["LANG", "TZ"].into_iter().filter_map(|key| Some((key.to_owned(), std::env::var(key).ok()?))).collect();
     let env = environment::build(alloc, spec, &user, &tmp, &config.node, &host);
     Ok(Prepared { run_dir, argv, dir, env, user: change.then_some(user) })
@@ -150,10 +154,35 @@ fn make_tmp(run_dir: &Path, user: &User, change: bool) -> Result<PathBuf, StartE
     Ok(tmp)
 }
 
+/// A file only its reader may read. Whatever stands there was left by a start that was cut off.
+fn write_payload(path: &Path, payload: &[u8], user: Option<&User>) -> io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt;
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(path)?;
+    file.write_all(payload)?;
+    match user {
+        Some(user) => chown(path, Some(user.uid), Some(user.gid)),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_payload_is_for_its_reader_alone_and_replaces_what_was_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("payload");
+        write_payload(&path, b"old", None).unwrap();
+        write_payload(&path, b"new", None).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), fs::metadata(&path).unwrap().mode() & 0o777), (b"new".to_vec(), 0o400));
+    }
 
     fn file(path: &Path, mode: u32) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();

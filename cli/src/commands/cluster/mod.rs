@@ -5,6 +5,7 @@ mod keys;
 mod recover;
 mod restore;
 mod root_key;
+mod rotate_ca;
 mod servers;
 mod snapshot;
 
@@ -23,6 +24,7 @@ pub const EXAMPLES: &str = "Examples:
   optimus cluster join-token                                     a token for one more server, good for an hour
   optimus cluster transfer-leader --to 7                         before maintenance of the leader's host
   optimus cluster leave --server 7                               remove a server, dead or alive
+  optimus cluster rotate-ca                                      replace the CA; everybody keeps working
   optimus cluster snapshot --to state.age --recipient age1...    the whole state, encrypted
   optimus cluster restore state.age --identity key.txt --root-key root.key.age
   optimus cluster recover                                        when a majority of the servers is gone for good";
@@ -73,6 +75,9 @@ enum What {
         #[arg(long, value_name = "ID")]
         to: Option<u64>,
     },
+    /// Replace the cluster's CA; both are trusted until nobody holds a certificate of the old one
+    #[command(before_help = rotate_ca::EXAMPLES)]
+    RotateCa(rotate_ca::Args),
     /// Export the whole state as one encrypted file, or verify one
     #[command(before_help = snapshot::EXAMPLES)]
     Snapshot(snapshot::Args),
@@ -107,6 +112,7 @@ pub async fn run(args: Args, global: &Global, terminal: Terminal) -> Result<(), 
         Some(What::Join { .. }) => Err(Failure::usage("`cluster join` starts a server")),
         Some(What::Leave { server }) => servers::leave(&session()?, server).await,
         Some(What::TransferLeader { to }) => servers::transfer(&session()?, to).await,
+        Some(What::RotateCa(args)) => rotate_ca::run(&session()?, args).await,
         Some(What::Snapshot(args)) => snapshot::run(args, global, terminal).await,
         Some(What::Restore(args)) => restore::run(args, terminal),
         Some(What::Recover(args)) => recover::run(args, terminal).await,

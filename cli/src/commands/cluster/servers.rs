@@ -52,6 +52,9 @@ pub(super) async fn show(session: &Session, sentences: bool) -> Result<(), Failu
         })
         .collect();
     terminal.table(&["ID", "NAME", "ADDRESS", "API", "ROLE", "STATE", "BEHIND", "VERSION"], rows)?;
+    if let Some(rotation) = &view.rotation {
+        terminal.note(&rotation.text);
+    }
     for warning in &view.warnings {
         terminal.note(&format!("{} {warning}", terminal.stderr_paint().busy("warning:")));
     }

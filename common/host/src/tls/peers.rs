@@ -5,17 +5,17 @@
 //! | certificate of server n | n is no member | the key on record | another key |
 //! |---|---|---|---|
 //! | valid | refused | accepted | refused |
-//! | expired | refused | accepted | refused |
+//! | expired, or not valid yet | refused | accepted | refused |
 //!
-//! So an expiry locks no server out of its own cluster, and a removed one is out at once.
+//! So neither an expiry nor a clock that is hours off locks a server out of its own cluster, and a removed one is out at once.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use optimus_common::ClusterId;
 use optimus_common::env::Clock;
+use optimus_common::{ClusterId, NodeId};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
@@ -31,6 +31,12 @@ use super::{PeerIdentity, Role, Roots, TlsError, client_builder, provider};
 pub trait PinnedKeys: Debug + Send + Sync + 'static {
     /// SHA-256 of the public key (SubjectPublicKeyInfo, DER) of server `server`; `None` when it is no member.
     fn key_of(&self, server: u64) -> Option<[u8; 32]>;
+
+    /// The same of node `node`. With the key on record a node is let in to renew, also when the CA that signed its
+    /// certificate was replaced while it was away.
+    fn key_of_node(&self, _node: NodeId) -> Option<[u8; 32]> {
+        None
+    }
 }
 
 /// For a server without peers: nobody is a member.
@@ -96,11 +102,13 @@ pub fn peer_client(
     Ok(config)
 }
 
-pub(super) fn is_expired(error: &Error) -> bool {
-    matches!(error, Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }))
+/// Whether nothing but the time speaks against a certificate: it has expired, or by our clock is not valid yet.
+pub(super) fn is_untimely(error: &Error) -> bool {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    matches!(error, Error::InvalidCertificate(Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }))
 }
 
-/// The moment a certificate was last valid. What is checked at it holds but for the expiry.
+/// The moment a certificate was last valid. What is checked at it holds but for the time.
 pub(super) fn last_moment(identity: &PeerIdentity) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_millis(identity.not_after.0))
 }
@@ -111,7 +119,7 @@ pub(super) fn judge(identity: &PeerIdentity, pins: &dyn PinnedKeys, checked: Res
     let Role::Server(server) = identity.role else { return Err(Error::General("the certificate is not that of a server".into())) };
     let expired = match &checked {
         Ok(()) => false,
-        Err(error) if is_expired(error) => true,
+        Err(error) if is_untimely(error) => true,
         Err(_) => return checked.map(|()| false),
     };
     match pins.key_of(server) {
@@ -145,7 +153,7 @@ impl ServerCertVerifier for ServerVerifier {
         let check = |at| verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, at).map(drop);
         let checked = check(now);
         if let Err(error) = &checked
-            && !is_expired(error)
+            && !is_untimely(error)
         {
             return Err(error.clone());
         }

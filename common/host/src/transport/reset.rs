@@ -20,10 +20,24 @@ pub fn server_endpoint(config: quinn::ServerConfig, address: SocketAddr, secret:
     let ids = u64::from_le_bytes(*ids.first_chunk().expect("32 bytes hold 8"));
     let mut endpoint = EndpointConfig::new(Arc::new(ResetKey(key)));
     endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
-    // The kernel's receive buffer stays as it is: a larger one was seen to fill with snapshots, and heartbeats waited in it.
     let socket = std::net::UdpSocket::bind(address)?;
+    receive_buffer(&socket);
     let runtime = quinn::default_runtime().ok_or_else(|| std::io::Error::other("no async runtime found"))?;
     Endpoint::new(endpoint, Some(config), socket, runtime)
+}
+
+/// Room for packets that came while this process did something else. A small packet takes about 1 KiB of it, so the
+/// kernel's own 208 KiB lose packets of a thousand agents that answer at once, and a busy server takes them for lost. Many
+/// times more was seen to fill with snapshots of other servers, and heartbeats waited in it.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// Asks for [`RECEIVE_BUFFER`]; without privileges the kernel gives what the host allows.
+fn receive_buffer(socket: &std::net::UdpSocket) {
+    use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
+    let set = set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER).or_else(|_| set_socket_recv_buffer_size(socket, RECEIVE_BUFFER));
+    if let Err(error) = set {
+        tracing::warn!(%error, "the receive buffer stays as small as it is: with many agents packets are lost");
+    }
 }
 
 struct ResetKey([u8; 32]);

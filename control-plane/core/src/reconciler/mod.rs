@@ -13,22 +13,34 @@
 //!
 //! At most `update.parallel` slots are between two states at a time.
 
+mod aim;
+mod daemons;
 mod desired;
+mod job_copies;
+mod moves;
+mod rest;
 mod rollout;
+mod silent;
 mod slot;
 
+pub(crate) use aim::{keeps_before, wanted_now};
+pub use daemons::{moves_at_a_time, nodes_wanted};
 pub use desired::{desired_allocs, desired_for};
-pub use rollout::RESTARTS_MAX;
+pub use job_copies::JOB_ENDED_KEPT;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use optimus_common::api::v1::DeploymentPhase;
-use optimus_common::{AllocId, NodeId, Reason, Span, Timestamp};
+use optimus_common::spec::Kind;
+use optimus_common::{AllocId, Reason, Span, Timestamp, WorkloadKey};
 
-use crate::scheduler::{self, Ask, View};
-use crate::state::{Alloc, Deployment, Placement, Plan, Release, SlotFailures, State, Workload};
-use rollout::{Rollout, Verdict};
+use crate::deployments::{Findings, ROUTERS_MAX_WAIT, Verdict, preflight};
+use crate::drain;
+use crate::endpoints;
+use crate::scheduler::{self, View};
+use crate::state::{Alloc, Command, Plan, SlotFailures, State, Workload};
+use aim::Aim;
+use moves::Move;
+use rollout::Rollout;
 use slot::{Slot, Stage};
 
 /// Most placements in one batch; the rest follow in the next.
@@ -47,15 +59,46 @@ const AHEAD_MAX: Span = Span::secs(30);
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outcome {
     pub plan: Plan,
+    /// What else to propose, before the plan.
+    pub commands: Vec<Command>,
     pub wake_at: Option<Timestamp>,
 }
 
 /// Decides the next batch.
 pub fn reconcile(state: &State, now: Timestamp, new_id: &mut dyn FnMut() -> AllocId) -> Outcome {
-    let mut pass = Pass { state, now, new_id, view: None, outcome: Outcome::default() };
+    reconcile_with(state, &Findings::default(), now, new_id)
+}
+
+/// [`reconcile`] with what the leader knows beside the state.
+pub fn reconcile_with(state: &State, findings: &Findings, now: Timestamp, new_id: &mut dyn FnMut() -> AllocId) -> Outcome {
+    let mut pass = Pass { state, findings, now, new_id, view: None, outcome: Outcome::default() };
     for workload in state.workloads.values() {
+        if rest::is_at_rest(state, workload) {
+            continue;
+        }
         if pass.is_full() {
             pass.wake(now);
+            break;
+        }
+        match state.release(&workload.key, workload.release).map(|r| (r, r.spec.kind)) {
+            Some((release, Kind::Daemon)) => pass.daemon(workload, release),
+            Some((_, Kind::Job)) => pass.job(workload),
+            _ => pass.workload(workload),
+        }
+    }
+    pass.nodes();
+    if let Some(cluster) = &state.cluster {
+        pass.outcome.plan.cut_to(cluster.version);
+    }
+    pass.outcome
+}
+
+/// [`reconcile`] of some workloads only. For those who want to know what would become of them.
+pub fn reconcile_some(state: &State, keys: &[WorkloadKey], now: Timestamp, new_id: &mut dyn FnMut() -> AllocId) -> Outcome {
+    let findings = Findings::default();
+    let mut pass = Pass { state, findings: &findings, now, new_id, view: None, outcome: Outcome::default() };
+    for workload in keys.iter().filter_map(|key| state.workload(key)) {
+        if pass.is_full() {
             break;
         }
         pass.workload(workload);
@@ -79,11 +122,17 @@ pub fn unplaced(state: &State, workload: &Workload, index: u32, now: Timestamp) 
 
 /// The slots of a workload without a copy and why, in their order, at most `most` of them.
 pub fn unplaced_slots(state: &State, workload: &Workload, now: Timestamp, most: usize) -> Vec<(u32, Reason)> {
+    match state.release(&workload.key, workload.release).map(|r| r.spec.kind) {
+        _ if workload.stopped => return vec![],
+        Some(Kind::Daemon) => return daemons::unplaced(state, workload, now, most),
+        Some(Kind::Job) => return job_copies::unplaced(state, workload, now, most),
+        _ => {}
+    }
     (0..workload.copies).filter_map(|index| Some((index, unplaced(state, workload, index, now)?))).take(most).collect()
 }
 
 /// When a wait that began at `since` is over. The time of a clock that was wrong may be hours away; nobody waits for it.
-fn over_at(since: Timestamp, wait: Span, now: Timestamp) -> Timestamp {
+pub(crate) fn over_at(since: Timestamp, wait: Span, now: Timestamp) -> Timestamp {
     if since > now + AHEAD_MAX { now } else { since + wait }
 }
 
@@ -94,8 +143,14 @@ fn retry_at(failures: &SlotFailures, now: Timestamp) -> Timestamp {
     over_at(failures.last_at, delay, now)
 }
 
+/// Whether the copy's node answers.
+pub(crate) fn answers(state: &State, alloc: &Alloc) -> bool {
+    slot::answers(state, alloc)
+}
+
 struct Pass<'a> {
     state: &'a State,
+    findings: &'a Findings,
     now: Timestamp,
     new_id: &'a mut dyn FnMut() -> AllocId,
     /// Made when the first copy is placed: most passes place none.
@@ -110,9 +165,14 @@ impl<'a> Pass<'a> {
             self.stop_all(workload);
             return;
         }
-        let Some(release) = self.state.release(&workload.key, workload.release) else { return };
-        let (slots, beyond) = slot::slots(self.state, workload);
-        let min_ready = release.spec.update.min_ready;
+        let newest = workload.deployment.and_then(|id| self.state.deployments.get(&id));
+        let deployment = newest.filter(|d| !d.phase.is_final());
+        let begins = deployment.filter(|d| !d.prepared && d.phase.is_forward());
+        let target = self.state.release(&workload.key, workload.release);
+        let lacks = begins.zip(target).and_then(|(_, release)| preflight(self.state, workload, release, self.findings, self.now));
+        let Some(aim) = Aim::of(self.state, workload, newest.map(|d| &**d), lacks.is_some()) else { return };
+        let (slots, beyond) = slot::slots(self.state, workload, workload.copies.max(aim.before_slots));
+        let min_ready = aim.target.spec.update.min_ready;
         let slots: Vec<(Slot, Stage)> = slots
             .into_iter()
             .map(|slot| {
@@ -120,22 +180,21 @@ impl<'a> Pass<'a> {
                 (slot, stage)
             })
             .collect();
-        let deployment = workload.deployment.and_then(|id| self.state.deployments.get(&id)).filter(|d| !d.phase.is_final());
         for alloc in beyond.iter().filter(|a| a.run) {
             self.stop(alloc, Reason::StopRequested); // scaled down
         }
-        Move { pass: self, workload, release, rolling_back: deployment.is_some_and(|d| d.phase == DeploymentPhase::RollingBack) }
-            .slots(&slots, &beyond);
-        if let Some(deployment) = deployment {
-            self.deployment(workload, deployment, &slots, &beyond);
+        for (slot, _) in &slots {
+            self.give_up_unknown(slot);
         }
-    }
-
-    fn deployment(&mut self, workload: &Workload, deployment: &Deployment, slots: &[(Slot, Stage)], beyond: &[Arc<Alloc>]) {
-        let rollout = Rollout { state: self.state, workload, deployment, slots, beyond, now: self.now };
+        let moves = Move { pass: self, workload, aim: &aim, room: [true, true], moving: 0, placed: 0 };
+        let placed = moves.slots(&slots, &beyond);
+        let Some(deployment) = deployment else { return };
+        let (state, findings, now) = (self.state, self.findings, self.now);
+        let rollout = Rollout { state, workload, deployment, aim: &aim, slots: &slots, beyond: &beyond, placed, lacks, findings, now };
         match rollout.judge() {
-            Verdict::Step(step) => self.outcome.plan.deployments.push(step),
-            Verdict::Wait(until) => self.wake(until),
+            Verdict::Steps(steps) => self.outcome.plan.deployments.extend(steps),
+            Verdict::Wait(Some(until)) => self.wake(until),
+            Verdict::Wait(None) => {}
         }
     }
 
@@ -165,166 +224,38 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// Drains, and rebalancing if it was asked to go on by itself.
+    fn nodes(&mut self) {
+        let drain::Outcome { migrate, stop, commands, wake_at } = drain::decide(self.state, self.now);
+        self.outcome.plan.migrate.extend(migrate);
+        self.outcome.plan.stop.extend(stop);
+        self.outcome.commands.extend(commands);
+        self.outcome.commands.extend(drain::by_itself(self.state, self.now));
+        if let Some(at) = wake_at {
+            self.wake(at);
+        }
+    }
+
     fn is_full(&self) -> bool {
-        let Plan { place, stop, forget, deployments, remove } = &self.outcome.plan;
-        place.len() >= PLACEMENTS_MAX || place.len() + stop.len() + forget.len() + deployments.len() + remove.len() >= CHANGES_MAX
+        let Plan { place, stop, forget, deployments, remove, adopt, drain, migrate } = &self.outcome.plan;
+        let all = place.len() + stop.len() + forget.len() + deployments.len() + remove.len() + adopt.len() + drain.len() + migrate.len();
+        place.len() >= PLACEMENTS_MAX || all >= CHANGES_MAX
     }
 
     fn wake(&mut self, at: Timestamp) {
         self.outcome.wake_at = Some(self.outcome.wake_at.map_or(at, |before| before.min(at)));
     }
 
+    /// A copy that routers send requests to is stopped once they know better, or take too long to.
     fn stop(&mut self, alloc: &Alloc, reason: Reason) {
-        self.outcome.plan.stop.push((alloc.id, reason));
-    }
-}
-
-/// Moves the slots of one workload towards its release.
-struct Move<'p, 'a> {
-    pass: &'p mut Pass<'a>,
-    workload: &'a Workload,
-    release: &'a Arc<Release>,
-    rolling_back: bool,
-}
-
-impl Move<'_, '_> {
-    fn slots(mut self, slots: &[(Slot, Stage)], beyond: &[Arc<Alloc>]) {
-        let parallel = self.release.spec.update.parallel.max(1);
-        let mut moving = 0;
-        let mut room = true; // until a placement finds none: later ones of the same spec would not either
-        let mut old: Vec<(bool, &Slot)> = Vec::new();
-        for (slot, stage) in slots {
-            if self.pass.is_full() {
-                return self.pass.wake(self.pass.now);
+        match alloc.draining_since {
+            None if endpoints::is_routed(self.state, alloc, self.now) => self.outcome.plan.drain.push(alloc.id),
+            Some(since)
+                if !endpoints::is_released(self.state, alloc, self.now) && self.now < over_at(since, ROUTERS_MAX_WAIT, self.now) =>
+            {
+                self.wake(since + ROUTERS_MAX_WAIT);
             }
-            for alloc in &slot.broken {
-                let reason = alloc.status.as_ref().and_then(|s| s.reason.clone()).unwrap_or(Reason::StopRequested);
-                self.pass.stop(alloc, reason);
-            }
-            if !matches!(stage, Stage::Settled { .. }) {
-                self.stop_surplus(slot);
-            }
-            match stage {
-                Stage::Settled { keep } => {
-                    for alloc in slot.next.iter().chain(&slot.current).filter(|a| a.id != keep.id) {
-                        self.pass.stop(alloc, Reason::Replaced { release: self.workload.release });
-                    }
-                }
-                Stage::Starting { counts_at } => {
-                    moving += 1;
-                    if let Some(at) = counts_at {
-                        self.pass.wake(*at);
-                    }
-                }
-                Stage::Empty { .. } => {
-                    let placed = room && self.may_place(slot) && self.place(slot, &mut room);
-                    // A slot that waits for room holds up an update, which cannot succeed without it, but not the way back.
-                    moving += u32::from(placed || !self.rolling_back);
-                }
-                Stage::Old { serving } => old.push((*serving, slot)),
-            }
-        }
-        // Old copies that do not serve anyway move first; then in the order of the slots.
-        old.sort_by_key(|(serving, slot)| (*serving, slot.index));
-        let room_to_come = self.room_to_come(slots, beyond);
-        for (serving, slot) in old {
-            if self.pass.is_full() {
-                return self.pass.wake(self.pass.now);
-            }
-            // Going back, a copy that does not serve is nothing to be careful with.
-            if moving >= parallel && (serving || !self.rolling_back) {
-                break;
-            }
-            if !self.may_place(slot) {
-                continue;
-            }
-            let moves = (room && self.place(slot, &mut room)) || (!room_to_come && self.stop_first(slot));
-            moving += u32::from(moves);
+            _ => self.outcome.plan.stop.push((alloc.id, reason)),
         }
     }
-
-    /// A slot owns one old copy; it has more when a node came back with one that had been replaced. They would hold the room
-    /// that other slots wait for, while the slot itself waits for its turn.
-    fn stop_surplus(&mut self, slot: &Slot) {
-        let answering = || slot.current.iter().filter(|a| slot::answers(self.pass.state, a));
-        let Some(keep) = answering().max_by_key(|a| (a.is_ready(), a.release, a.id)).map(|a| a.id) else { return };
-        let surplus: Vec<_> = answering().filter(|a| a.id != keep).cloned().collect();
-        for alloc in surplus {
-            self.pass.stop(&alloc, Reason::Replaced { release: self.workload.release });
-        }
-    }
-
-    /// Copies of the workload are about to end: their room is worth waiting for before a copy that serves is stopped.
-    fn room_to_come(&self, slots: &[(Slot, Stage)], beyond: &[Arc<Alloc>]) -> bool {
-        let leaving = slots.iter().flat_map(|(slot, stage)| {
-            let replaced = match stage {
-                Stage::Settled { keep } => Some(slot.next.iter().chain(&slot.current).filter(|a| a.id != keep.id)),
-                _ => None,
-            };
-            slot.stopping.iter().chain(&slot.broken).chain(replaced.into_iter().flatten())
-        });
-        leaving.chain(beyond).any(|a| slot::answers(self.pass.state, a))
-    }
-
-    /// False while a slot whose copies gave up on their nodes pauses.
-    fn may_place(&mut self, slot: &Slot) -> bool {
-        if !slot.broken.is_empty() {
-            return false; // first told to stop, so that what it could not have is known; then another
-        }
-        let failures = self.pass.state.failures.get(&(self.workload.key.clone(), slot.index));
-        let now = self.pass.now;
-        let Some(at) = failures.filter(|f| f.release == self.release.number).map(|f| retry_at(f, now)) else { return true };
-        if at > self.pass.now {
-            self.pass.wake(at);
-        }
-        at <= self.pass.now
-    }
-
-    /// False: there is no room now. It stays a wish; whoever asks is told why by [`unplaced`].
-    fn place(&mut self, slot: &Slot, room: &mut bool) -> bool {
-        let (state, now) = (self.pass.state, self.pass.now);
-        let alloc = (self.pass.new_id)();
-        let troubled = self.troubled(slot);
-        let ask = Ask { key: &self.workload.key, spec: &self.release.spec, alloc, troubled: &troubled };
-        let Some((node, ports)) = self.pass.view.get_or_insert_with(|| View::of(state, now)).place(ask) else {
-            *room = false;
-            return false;
-        };
-        let placement = Placement { alloc, key: self.workload.key.clone(), index: slot.index, release: self.release.number, node, ports };
-        self.pass.outcome.plan.place.push(placement);
-        true
-    }
-
-    /// Nodes where a copy of the slot gave up since one was ready.
-    fn troubled(&self, slot: &Slot) -> Vec<NodeId> {
-        let (state, key) = (self.pass.state, &self.workload.key);
-        if !state.failures.contains_key(&(key.clone(), slot.index)) {
-            return vec![];
-        }
-        let gave_up = |a: &&Arc<Alloc>| a.release == self.release.number && a.has_ended() && is_failed(a);
-        state.allocs_in(key, slot.index).filter(gave_up).map(|a| a.node).collect()
-    }
-
-    /// Makes room for the next copy by stopping the old one, where that would do.
-    fn stop_first(&mut self, slot: &Slot) -> bool {
-        let (state, now, release) = (self.pass.state, self.pass.now, self.release);
-        let view = self.pass.view.get_or_insert_with(|| View::of(state, now));
-        let would_do = slot.current.iter().any(|old| {
-            let old_release = state.release(&old.key, old.release);
-            old_release.is_some_and(|of_old| view.fits_instead(old, of_old, &release.spec))
-        });
-        if would_do {
-            for alloc in &slot.current {
-                self.pass.stop(alloc, Reason::Replaced { release: release.number });
-            }
-        }
-        would_do
-    }
-}
-
-/// It gave up for a reason of its node; a port taken is another matter, the next copy has another.
-fn is_failed(alloc: &Alloc) -> bool {
-    use optimus_common::protocol::Phase;
-    let port = matches!(alloc.status.as_ref().and_then(|s| s.reason.as_ref()), Some(Reason::PortTaken { .. }));
-    alloc.phase() == Phase::Failed && !port
 }

@@ -1,64 +1,82 @@
-//! Where a deployment under way stands: forward, done, or over its deadline.
+//! What the slots of a workload say about its deployment.
 
 use std::sync::Arc;
 
+use optimus_common::Timestamp;
 use optimus_common::api::v1::DeploymentPhase;
-use optimus_common::{Reason, Timestamp};
+use optimus_common::protocol::Phase;
+use optimus_common::spec::Strategy;
 
+use super::aim::Aim;
+use super::silent;
 use super::slot::{Slot, Stage, answers};
+use crate::deployments::{self, Findings, RESTARTS_MAX, Survey, Trouble, Verdict};
 use crate::scheduler;
-use crate::state::{Alloc, Deployment, DeploymentStep, State, Workload};
-
-/// A new copy that restarted so often without becoming ready, or a slot that gave up on so many nodes, fails its
-/// deployment before the deadline: waiting on would show nothing new.
-pub const RESTARTS_MAX: u32 = 5;
-
-/// What to make of a deployment now.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Verdict {
-    Step(DeploymentStep),
-    /// Nothing, unless nothing changes until then.
-    Wait(Timestamp),
-}
+use crate::state::{Alloc, Deployment, State, Workload};
+use optimus_common::Reason;
 
 pub(super) struct Rollout<'a> {
     pub state: &'a State,
     pub workload: &'a Workload,
     pub deployment: &'a Deployment,
+    pub aim: &'a Aim<'a>,
     /// Each with its stage.
     pub slots: &'a [(Slot, Stage)],
     /// Copies beyond the last slot.
     pub beyond: &'a [Arc<Alloc>],
+    /// Placed in this look.
+    pub placed: u32,
+    pub lacks: Option<Reason>,
+    pub findings: &'a Findings,
     pub now: Timestamp,
 }
 
 impl Rollout<'_> {
     pub fn judge(&self) -> Verdict {
-        let id = self.deployment.id;
-        let settled = self.slots.iter().filter(|(_, stage)| matches!(stage, Stage::Settled { .. })).count() as u32;
-        let complete = settled == self.workload.copies && !self.others_run();
-        let deadline_at = self.deployment.progress_at + self.deployment.deadline;
-        // What is told to stop should have, but an old copy slow to die does not undo a good deployment.
-        if complete && (!self.others_stop() || self.now >= deadline_at) {
-            return Verdict::Step(match self.deployment.phase {
-                DeploymentPhase::RollingBack => DeploymentStep::RolledBack { id },
-                _ => DeploymentStep::Succeed { id },
-            });
+        let (mut placed, mut running, mut settled) = (self.placed, 0, 0);
+        for (slot, stage) in self.wanted() {
+            let best = match stage {
+                Stage::Settled { keep } => Some(keep),
+                Stage::Starting { .. } => slot.next.iter().rev().find(|a| answers(self.state, a)),
+                _ => None,
+            };
+            settled += u32::from(matches!(stage, Stage::Settled { .. }));
+            placed += u32::from(best.is_some());
+            running += u32::from(best.is_some_and(|a| a.phase() == Phase::Running));
         }
-        if settled > self.deployment.progress {
-            return Verdict::Step(DeploymentStep::Progress { id, ready: settled }); // moves the deadline
-        }
-        if self.now < deadline_at && !self.hopeless() {
-            return Verdict::Wait(deadline_at);
-        }
-        Verdict::Step(DeploymentStep::Fail { id, reason: self.why_it_failed() })
+        let update = self.state.release(&self.deployment.key, self.deployment.release).map(|r| r.spec.update.clone());
+        let survey = Survey {
+            wanted: self.aim.target_slots,
+            placed,
+            running,
+            settled,
+            others_run: self.others_run(),
+            others_stop: self.others_stop(),
+            lacks: self.lacks.clone(),
+            hopeless: self.hopeless(),
+            traffic: self.findings.traffic.get(&self.deployment.id),
+            routed: crate::endpoints::acknowledged(self.state, &self.workload.key, self.now),
+            trouble: &|| self.worst(),
+        };
+        deployments::judge(self.deployment, &update.unwrap_or_default(), &survey, self.now)
+    }
+
+    /// The slots that should hold a copy of the release at this step.
+    fn wanted(&self) -> impl Iterator<Item = &(Slot, Stage)> {
+        self.slots.iter().filter(|(slot, _)| slot.index < self.aim.target_slots)
     }
 
     /// A copy that should not be there is not even told to stop.
     fn others_run(&self) -> bool {
         let kept = |stage: &Stage, alloc: &Alloc| matches!(stage, Stage::Settled { keep } if keep.id == alloc.id);
+        let target = self.aim.target.number;
+        let unknown =
+            |stage: &Stage, a: &Alloc| matches!(stage, Stage::Settled { .. }) && a.release == target && silent::is_unknown(self.state, a);
         self.beyond.iter().any(|a| a.run)
-            || self.slots.iter().any(|(slot, stage)| slot.next.iter().chain(&slot.current).any(|a| !kept(stage, a)))
+            || self.slots.iter().any(|(slot, stage)| {
+                let mut here = slot.next.iter().chain(&slot.current).chain(&slot.draining);
+                here.any(|a| (!kept(stage, a) && !unknown(stage, a)) || slot.index >= self.workload.copies)
+            })
     }
 
     /// Copies on nodes that do not answer are not waited for.
@@ -68,13 +86,18 @@ impl Rollout<'_> {
     }
 
     fn hopeless(&self) -> bool {
-        if self.deployment.phase != DeploymentPhase::Running {
+        if self.deployment.phase == DeploymentPhase::RollingBack {
             return false; // going back is tried for as long as it may take
         }
-        let crashes = |a: &Arc<Alloc>| {
-            a.created_at >= self.deployment.created_at && a.status.as_ref().is_some_and(|s| !s.ready && s.restarts >= RESTARTS_MAX)
+        let most = match self.deployment.strategy {
+            // What gets a share of the traffic to be judged by has to stay up.
+            Strategy::Canary | Strategy::BlueGreen if self.deployment.phase > DeploymentPhase::Health && self.deployment.keeps_old() => 1,
+            _ => RESTARTS_MAX,
         };
-        self.slots.iter().any(|(slot, _)| {
+        let crashes = |a: &Arc<Alloc>| {
+            a.created_at >= self.deployment.created_at && a.status.as_ref().is_some_and(|s| !s.ready && s.restarts >= most)
+        };
+        self.wanted().any(|(slot, _)| {
             let failures = self.state.failures.get(&(self.workload.key.clone(), slot.index));
             slot.next.iter().any(crashes)
                 || failures.is_some_and(|f| {
@@ -83,18 +106,13 @@ impl Rollout<'_> {
         })
     }
 
-    fn why_it_failed(&self) -> Reason {
-        let (copy, last) = self.worst();
-        match last {
-            Some(last) if self.now < self.deployment.progress_at + self.deployment.deadline => last,
-            last => Reason::DeadlinePassed { deadline: self.deployment.deadline, copy, last: last.map(Box::new) },
-        }
-    }
-
     /// The slot that says most about the failure: one in trouble rather than one that merely waits.
-    fn worst(&self) -> (Option<String>, Option<Reason>) {
+    fn worst(&self) -> Trouble {
+        if let Some(lacks) = self.lacks.clone().filter(|_| !self.deployment.prepared) {
+            return Trouble { copy: None, last: Some(lacks) };
+        }
         let mut found: Vec<(String, Option<Reason>)> = Vec::new();
-        for (slot, stage) in self.slots.iter().filter(|(_, stage)| !matches!(stage, Stage::Settled { .. })) {
+        for (slot, stage) in self.wanted().filter(|(_, stage)| !matches!(stage, Stage::Settled { .. })) {
             let name = format!("{}-{}", self.workload.key.workload, slot.index);
             let reported = slot.next.iter().chain(&slot.broken).find_map(|a| a.status.as_ref()?.reason.clone());
             let reason = match stage {
@@ -105,7 +123,7 @@ impl Rollout<'_> {
         }
         // Stable: of equals the lowest slot comes first.
         found.sort_by_key(|(_, reason)| reason.as_ref().is_none_or(Reason::is_calm));
-        found.into_iter().next().map_or((None, None), |(name, reason)| (Some(name), reason))
+        found.into_iter().next().map_or_else(Trouble::default, |(name, last)| Trouble { copy: Some(name), last })
     }
 
     fn no_room(&self) -> Option<Reason> {

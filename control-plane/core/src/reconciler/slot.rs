@@ -4,18 +4,21 @@ use std::sync::Arc;
 
 use optimus_common::{Span, Timestamp};
 
+use super::silent::{Returned, returned};
 use crate::state::{Alloc, State, Workload};
 
 /// The copies of one index. At rest it holds one; while it moves to another release, or away from a lost node, two.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     pub index: u32,
-    /// Copies of other releases that should run.
+    /// Copies of other releases that should run, and those that are to move to another node.
     pub current: Vec<Arc<Alloc>>,
     /// Copies of the wanted release that should run, oldest first.
     pub next: Vec<Arc<Alloc>>,
     /// Copies that should run and never will: they gave up on their node.
     pub broken: Vec<Arc<Alloc>>,
+    /// Copies that get no more requests and are stopped next.
+    pub draining: Vec<Arc<Alloc>>,
     /// Copies told to stop whose end is not known yet.
     pub stopping: Vec<Arc<Alloc>>,
 }
@@ -33,9 +36,9 @@ pub(super) enum Stage {
     Empty { lost: bool },
 }
 
-/// Sorts the copies of a workload into its slots. What is beyond the last slot is returned apart.
-pub(super) fn slots(state: &State, workload: &Workload) -> (Vec<Slot>, Vec<Arc<Alloc>>) {
-    let mut slots: Vec<Slot> = (0..workload.copies).map(|index| Slot { index, ..Slot::default() }).collect();
+/// Sorts the copies of a workload into its first `count` slots. What is beyond the last is returned apart.
+pub(super) fn slots(state: &State, workload: &Workload, count: u32) -> (Vec<Slot>, Vec<Arc<Alloc>>) {
+    let mut slots: Vec<Slot> = (0..count).map(|index| Slot { index, ..Slot::default() }).collect();
     let mut beyond = Vec::new();
     for alloc in state.allocs_of(&workload.key).filter(|a| !a.has_ended()) {
         let Some(slot) = slots.get_mut(alloc.index as usize) else {
@@ -45,7 +48,8 @@ pub(super) fn slots(state: &State, workload: &Workload) -> (Vec<Slot>, Vec<Arc<A
         let list = match alloc {
             alloc if !alloc.run => &mut slot.stopping,
             alloc if alloc.phase().is_terminal() => &mut slot.broken,
-            alloc if alloc.release == workload.release => &mut slot.next,
+            alloc if alloc.draining_since.is_some() => &mut slot.draining,
+            alloc if alloc.release == workload.release && !alloc.migrate => &mut slot.next,
             _ => &mut slot.current,
         };
         list.push(alloc.clone());
@@ -55,6 +59,11 @@ pub(super) fn slots(state: &State, workload: &Workload) -> (Vec<Slot>, Vec<Arc<A
 
 impl Slot {
     pub fn stage(&self, state: &State, now: Timestamp, min_ready: Span) -> Stage {
+        match returned(state, &self.next, now) {
+            Returned::Stays(original) => return Stage::Settled { keep: original.clone() },
+            Returned::NotYet(at) => return Stage::Starting { counts_at: Some(at) },
+            Returned::No => {}
+        }
         let mut counts_at = None;
         let mut on_its_way = false;
         // The newest first: with a lost node back, what replaced its copy stays.
@@ -73,6 +82,17 @@ impl Slot {
             (false, false) => Stage::Old { serving: self.current.iter().any(|a| a.is_ready() && answers(state, a)) },
             (false, true) => Stage::Empty { lost: !self.next.is_empty() },
         }
+    }
+
+    /// Copies that run beyond the one a slot is for.
+    pub fn extra(&self, state: &State) -> u32 {
+        let run = self.next.iter().chain(&self.current).filter(|a| answers(state, a)).count() as u32;
+        run.saturating_sub(1)
+    }
+
+    /// Somebody serves.
+    pub fn serves(&self, state: &State) -> bool {
+        self.next.iter().chain(&self.current).any(|a| a.is_ready() && answers(state, a))
     }
 }
 

@@ -61,6 +61,18 @@ pub fn fits(state: &State, node: NodeId, spec: &WorkloadSpec, ports: Option<&[(S
     fits_with(row, &taken(state, node), spec, ports, now)
 }
 
+/// Whether the node is of the kind that `spec` may run on at all, whatever room it has: what a daemon runs on.
+pub fn eligible(node: &Node, spec: &WorkloadSpec) -> Result<(), Refusal> {
+    let driver = match &spec.driver {
+        Driver::Process => "process",
+        Driver::Container { .. } => "container",
+    };
+    if !node.facts.drivers.iter().any(|d| d == driver) {
+        return Err(Refusal::DriverMissing { driver: driver.into() });
+    }
+    Ok(())
+}
+
 /// [`fits`] with the sums at hand.
 pub fn fits_with(node: &Node, taken: &Taken, spec: &WorkloadSpec, ports: Option<&[(String, u16)]>, now: Timestamp) -> Result<(), Refusal> {
     if !node.up {
@@ -69,13 +81,7 @@ pub fn fits_with(node: &Node, taken: &Taken, spec: &WorkloadSpec, ports: Option<
     if node.cordoned {
         return Err(Refusal::Cordoned);
     }
-    let driver = match &spec.driver {
-        Driver::Process => "process",
-        Driver::Container { .. } => "container",
-    };
-    if !node.facts.drivers.iter().any(|d| d == driver) {
-        return Err(Refusal::DriverMissing { driver: driver.into() });
-    }
+    eligible(node, spec)?;
     let free_cpu = u64::from(node.facts.cpu.0).saturating_sub(taken.cpu);
     if u64::from(spec.resources.cpu.0) > free_cpu {
         return Err(Refusal::Cpu { asked: spec.resources.cpu, free: Millicores(u32::try_from(free_cpu).unwrap_or(u32::MAX)) });
@@ -88,6 +94,14 @@ pub fn fits_with(node: &Node, taken: &Taken, spec: &WorkloadSpec, ports: Option<
         None => dynamic_ports_left(node, taken, spec, now),
         Some(chosen) => ports_stand(node, taken, spec, chosen, now),
     }
+}
+
+/// Whether the node of a copy that runs by `old` has what `new` asks beyond that. Its ports stay as they are.
+pub fn fits_resized(state: &State, alloc: &Alloc, old: &WorkloadSpec, new: &WorkloadSpec) -> bool {
+    let Some(node) = state.nodes.get(&alloc.node) else { return false };
+    let rest = taken(state, alloc.node).without(alloc, old);
+    rest.cpu + u64::from(new.resources.cpu.0) <= u64::from(node.facts.cpu.0)
+        && rest.memory + new.resources.memory_request.0 <= node.facts.memory.0
 }
 
 /// The fixed ports are free, and there are enough others.

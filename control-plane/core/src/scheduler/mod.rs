@@ -5,7 +5,7 @@
 
 mod fit;
 
-pub use fit::{Taken, fits, fits_with, taken};
+pub use fit::{Taken, eligible, fits, fits_resized, fits_with, taken};
 
 use std::collections::BTreeMap;
 
@@ -110,6 +110,21 @@ impl<'a> View<'a> {
         let id = *id;
         *self.same_on(ask.key).entry(id).or_default() += 1;
         Some((id, ports))
+    }
+
+    /// Whether one more copy of `spec` fits on some node.
+    pub fn could_place(&self, spec: &WorkloadSpec) -> bool {
+        self.nodes.iter().any(|(_, node, taken)| fits_with(node, taken, spec, None, self.now).is_ok())
+    }
+
+    /// Takes ports and room for one more copy on this very node, or nothing when it has none.
+    pub fn place_on(&mut self, node: NodeId, spec: &WorkloadSpec, alloc: AllocId) -> Option<Vec<(String, u16)>> {
+        let at = self.nodes.binary_search_by_key(&node, |(id, ..)| *id).ok()?;
+        let (_, node, taken) = &mut self.nodes[at];
+        fits_with(node, taken, spec, None, self.now).ok()?;
+        let ports = fit::choose_ports(node, taken, spec, alloc, self.now)?;
+        taken.add(&ports, spec);
+        Some(ports)
     }
 
     /// Whether `spec` would fit on the node of `old` once that has stopped.

@@ -15,6 +15,10 @@ impl Alloc {
     pub fn is_ready(&self) -> bool {
         self.status.as_ref().is_some_and(|s| s.ready && s.phase == Phase::Running)
     }
+    /// It is on its way out: to be stopped once nobody asks it any more, or to move to another node.
+    pub fn is_leaving(&self) -> bool {
+        self.migrate || self.draining_since.is_some()
+    }
     /// `web-0`
     pub fn name(&self) -> String {
         format!("{}-{}", self.key.workload, self.index)

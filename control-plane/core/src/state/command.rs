@@ -1,13 +1,18 @@
 //! What may be proposed. Each command fixes everything uncertain: ids, times, ports, resolved defaults.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use optimus_common::api::v1::DeploymentPhase;
 use optimus_common::ids::RequestId;
 use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts};
-use optimus_common::spec::WorkloadSpec;
-use optimus_common::{AllocId, ClusterId, DeploymentId, NodeId, Reason, Timestamp, TokenId, WorkloadKey};
+use optimus_common::spec::{Kind, WorkloadSpec};
+use optimus_common::{AllocId, ClusterId, DeploymentId, Name, NodeId, Reason, RunId, Span, Timestamp, TokenId, WorkloadKey};
 use serde::{Deserialize, Serialize};
+
+use super::authority::{Member, RotationPhase};
+use super::operations::{Due, RunPhase, SkipReason};
 
 /// A command with what makes a retry harmless.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -117,16 +122,176 @@ pub enum Command {
     RemoveNode {
         node: NodeId,
     },
+    /// Announces a new CA, number `number`: its certificate, its sealed key, and its key certified by the CA that signs.
+    RotateCa {
+        number: u32,
+        certificate: Vec<u8>,
+        key_sealed: Vec<u8>,
+        cross: Vec<u8>,
+        /// How long both CAs are trusted at most.
+        overlap: Span,
+    },
+    /// The rotation to CA `number` shall not take place. Possible while the old CA signs.
+    AbortRotation {
+        number: u32,
+    },
+    /// The phase the CA rotation is in shall not wait for nodes any longer.
+    ForceRotation,
+    /// The phase `from` of the rotation to CA `number` is over.
+    StepRotation {
+        number: u32,
+        from: RotationPhase,
+    },
+    /// The newest CA that a member trusts, and the one that signed the certificate it holds. It says so itself.
+    MemberCa {
+        member: Member,
+        trusted: u32,
+        signer: u32,
+    },
+    /// So long the phase of the rotation to CA `number` has lasted, by the leaders' monotonic clocks.
+    RotationWaited {
+        number: u32,
+        phase: RotationPhase,
+        waited: Span,
+    },
+    /// A member's clock has come to differ so much that people should know (milliseconds it is ahead), or no longer does.
+    MemberClock {
+        member: Member,
+        skew_ms: Option<i64>,
+    },
+    /// What a person asks of a deployment.
+    Steer {
+        key: WorkloadKey,
+        act: Steering,
+        #[serde(default)]
+        why: Option<String>,
+        /// Id of the deployment it starts, if it starts one.
+        deployment: DeploymentId,
+    },
+    /// [`Command::Deploy`], if none of the workloads changed after a revision.
+    DeployIf {
+        items: Vec<DeployItem>,
+        revision: u64,
+    },
+    /// A router has taken on all endpoints up to a generation.
+    AckEndpoints {
+        router: String,
+        generation: u64,
+    },
+    /// Somebody asks for a run of a job.
+    StartRun(RunOrder),
+    CancelRun {
+        key: WorkloadKey,
+        number: u64,
+    },
+    /// What the leader decided of the runs of jobs.
+    RunSteps(Vec<RunStep>),
+    /// What an operator sets of a node.
+    ChangeNode {
+        node: NodeId,
+        change: NodeChange,
+    },
+    /// A draining node holds no copy any more.
+    NodeDrained {
+        node: NodeId,
+    },
+    /// Sets how much may be moved to even out the nodes.
+    SetRebalance {
+        automatic: bool,
+        moves: u32,
+        every: Span,
+    },
+    /// Flags copies to be moved to even out the nodes, within the budget.
+    Rebalance {
+        moves: Vec<AllocId>,
+    },
+}
+
+/// What a person may ask of a workload's newest deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Steering {
+    /// What proved itself takes over.
+    Promote,
+    /// Nothing more is moved; what dies is replaced.
+    Pause,
+    Resume,
+    /// Call it off: the release before stays, or comes back.
+    Abort,
+    /// Once more the release that failed.
+    Retry,
+    /// Back to a release, or to the one that ran before.
+    RollBack {
+        to: Option<u64>,
+    },
+}
+
+/// A run somebody asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunOrder {
+    pub key: WorkloadKey,
+    pub id: RunId,
+    #[serde(default)]
+    pub params: BTreeMap<String, String>,
+    #[serde(default)]
+    pub payload: Option<Arc<Vec<u8>>>,
+}
+
+/// One decision of the leader about the runs of a job. Each is looked at again when it is applied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum RunStep {
+    /// From now on the schedule of `release` counts; instants up to `decided` are no longer of interest.
+    Arm { key: WorkloadKey, release: u64, decided: Timestamp, next: Option<Due> },
+    /// The instant `due` has come.
+    Due { key: WorkloadKey, due: Due, start: Result<RunId, SkipReason>, next: Option<Due> },
+    /// The run of a new release.
+    Deploy { key: WorkloadKey, release: u64, id: RunId },
+    /// The turn of a run that waits has come.
+    Begin { key: WorkloadKey, number: u64 },
+    /// A copy of it has ended well.
+    Done { key: WorkloadKey, number: u64, alloc: AllocId },
+    /// A try of it has failed; the next may be placed at `retry_at`. Without one the run has failed.
+    Tried { key: WorkloadKey, number: u64, alloc: AllocId, retry_at: Option<Timestamp> },
+    /// It is over for another reason than its copies.
+    End { key: WorkloadKey, number: u64, phase: RunPhase, reason: Option<Reason> },
+}
+
+/// What an operator sets of a node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum NodeChange {
+    /// Sets labels, or takes away those without a value.
+    Labels(BTreeMap<String, Option<String>>),
+    Pool(Option<Name>),
+    Cordon,
+    /// Also ends a drain.
+    Uncordon,
+    Drain {
+        deadline: Option<Timestamp>,
+        keep_daemons: bool,
+    },
+    CancelDrain,
 }
 
 /// The highest [`Cluster::version`](super::Cluster::version) this build understands.
-pub const LEVEL: u32 = 2;
+pub const LEVEL: u32 = 3;
 
 impl Command {
     /// The cluster version from which on every server decodes this command; before it, none may propose it.
     pub fn level(&self) -> u32 {
         match self {
+            Command::Steer { .. } | Command::AckEndpoints { .. } | Command::DeployIf { .. } => 3,
+            Command::Plan(plan) => plan.level(),
+            Command::StartRun(_)
+            | Command::CancelRun { .. }
+            | Command::RunSteps(_)
+            | Command::ChangeNode { .. }
+            | Command::NodeDrained { .. }
+            | Command::SetRebalance { .. }
+            | Command::Rebalance { .. } => 3,
+            // An older server reads these, but would make something else of them.
+            Command::Deploy { items } if items.iter().any(|i| i.spec.kind != Kind::Service) => 3,
             Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
+            Command::RotateCa { .. } | Command::AbortRotation { .. } | Command::ForceRotation | Command::StepRotation { .. } => 3,
+            Command::MemberCa { .. } | Command::MemberClock { .. } | Command::RotationWaited { .. } => 3,
             _ => 1,
         }
     }
@@ -165,9 +330,44 @@ pub struct Plan {
     pub deployments: Vec<DeploymentStep>,
     /// Workloads marked for removal whose last copy is gone.
     pub remove: Vec<WorkloadKey>,
+    /// Copies that take on another release as they run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adopt: Vec<(AllocId, u64)>,
+    /// Copies that get no new requests from now on, and are stopped next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drain: Vec<AllocId>,
+    /// Copies that are to move to another node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub migrate: Vec<AllocId>,
+}
+
+impl DeploymentStep {
+    /// As [`Command::level`].
+    pub fn level(&self) -> u32 {
+        match self {
+            DeploymentStep::Enter { .. } | DeploymentStep::Promote { .. } => 3,
+            _ => 1,
+        }
+    }
 }
 
 impl Plan {
+    /// As [`Command::level`]: a field that an older server does not know would be lost there.
+    pub fn level(&self) -> u32 {
+        let new = !self.adopt.is_empty() || !self.drain.is_empty() || !self.migrate.is_empty();
+        if new { 3 } else { self.deployments.iter().map(DeploymentStep::level).max().unwrap_or(1) }
+    }
+
+    /// Leaves out what servers at `version` would not understand; it is decided again once they all do.
+    pub fn cut_to(&mut self, version: u32) {
+        if version < 3 {
+            self.adopt.clear();
+            self.drain.clear();
+            self.migrate.clear();
+            self.deployments.retain(|step| step.level() <= version);
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self == &Plan::default()
     }
@@ -200,6 +400,18 @@ pub enum DeploymentStep {
     },
     /// The copies of the release before all run again.
     RolledBack {
+        id: DeploymentId,
+    },
+    /// From one phase to the next.
+    Enter {
+        id: DeploymentId,
+        from: DeploymentPhase,
+        to: DeploymentPhase,
+        step: u32,
+        weight: Option<u32>,
+    },
+    /// What proved itself takes over.
+    Promote {
         id: DeploymentId,
     },
 }
@@ -253,6 +465,36 @@ pub enum Refusal {
     TooOld { cluster: u32, server: u32 },
     #[error("server {0} is the last one; it cannot leave")]
     LastServer(u64),
+    #[error("workload {key} has no deployment this could be done to: {why}")]
+    CannotSteer { key: WorkloadKey, why: String },
+    #[error("workload {key} changed at revision {now}, after revision {expected}; plan again")]
+    ChangedSince { key: WorkloadKey, expected: u64, now: u64 },
+    #[error("workload {key} has no release {release}; releases are kept for a while only")]
+    NoSuchRelease { key: WorkloadKey, release: u64 },
     #[error("the cluster is at version {cluster}; this needs {needed}: upgrade the remaining servers first")]
     NotYet { cluster: u32, needed: u32 },
+    #[error("the cluster has not been created yet")]
+    NoCluster,
+    #[error("a CA rotation is under way already; `optimus cluster status` tells what it waits for")]
+    RotationUnderWay,
+    #[error("no CA rotation is under way")]
+    NoRotation,
+    #[error("the new CA signs already, so the rotation can only go on; another one can begin once it is over")]
+    RotationPastAbort,
+    #[error("{0} is no job")]
+    NotAJob(WorkloadKey),
+    #[error("{0} is stopped; deploy or restart it first")]
+    Stopped(WorkloadKey),
+    #[error("there is no run {1} of {0}")]
+    NoSuchRun(WorkloadKey, u64),
+    #[error("run {1} of {0} is over")]
+    RunOver(WorkloadKey, u64),
+    #[error("{waiting} runs of {key} wait already, as many as may; try again when one has begun")]
+    RunsFull { key: WorkloadKey, waiting: u32 },
+    #[error("{0}")]
+    RunInput(String),
+    #[error("{key} is a {}; remove it before another kind of workload takes its name", .is.word())]
+    KindChanged { key: WorkloadKey, is: Kind },
+    #[error("{0} runs on every matching node; it has no number of copies to set")]
+    NoCopies(WorkloadKey),
 }

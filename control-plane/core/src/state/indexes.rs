@@ -17,6 +17,8 @@ pub(crate) struct Indexes {
     pub deployments: OrdMap<WorkloadKey, OrdSet<DeploymentId>>,
     /// By the index they were answered at.
     pub requests: OrdSet<(u64, RequestId)>,
+    /// Runs that wait or are active.
+    pub live_runs: OrdSet<(WorkloadKey, u64)>,
 }
 
 impl State {
@@ -73,6 +75,22 @@ impl State {
         }
     }
 
+    pub(crate) fn put_run(&mut self, run: JobRun) {
+        let row = (run.job.clone(), run.number);
+        if run.phase.is_final() {
+            self.indexes.live_runs.remove(&row);
+        } else {
+            self.indexes.live_runs.insert(row.clone());
+        }
+        self.runs.insert(row, Arc::new(run));
+    }
+
+    pub(crate) fn remove_run(&mut self, key: &WorkloadKey, number: u64) {
+        let row = (key.clone(), number);
+        self.runs.remove(&row);
+        self.indexes.live_runs.remove(&row);
+    }
+
     /// Rebuilds what is derived from the tables. For whoever filled them without `apply`.
     pub fn reindex(&mut self) {
         let mut fresh = Indexes::default();
@@ -83,6 +101,7 @@ impl State {
         for deployment in self.deployments.values() {
             insert(&mut fresh.deployments, deployment.key.clone(), deployment.id);
         }
+        fresh.live_runs = self.runs.iter().filter(|(_, run)| !run.phase.is_final()).map(|(row, _)| row.clone()).collect();
         fresh.requests = self.requests.iter().map(|(id, answered)| (answered.index, *id)).collect();
         self.indexes = fresh;
     }

@@ -2,10 +2,19 @@
 
 mod alloc;
 pub mod apply;
+pub mod authority;
 pub mod command;
 mod indexes;
+mod operations;
 pub mod snapshot;
 pub mod tables;
 
-pub use command::{Applied, Command, DeployItem, DeploymentStep, LEVEL, Placement, Plan, Proposal, Refusal, ServerFacts};
+pub use authority::{
+    Authorities, Left, Member, OVERLAP, OVERLAP_DEFAULT, Rotation, RotationPhase, RotationVerdict, explain_rotation, judge_rotation,
+    rotation_waits_for,
+};
+pub use command::{
+    Applied, Command, DeployItem, DeploymentStep, LEVEL, NodeChange, Placement, Plan, Proposal, Refusal, RunOrder, RunStep, ServerFacts,
+    Steering,
+};
 pub use tables::*;

@@ -7,8 +7,8 @@ use imbl::OrdMap;
 use optimus_common::api::v1::DeploymentPhase;
 use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts};
-use optimus_common::spec::WorkloadSpec;
-use optimus_common::{AllocId, ClusterId, DeploymentId, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
+use optimus_common::spec::{Strategy, WorkloadSpec};
+use optimus_common::{AllocId, ClusterId, DeploymentId, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 use serde::{Deserialize, Serialize};
 
 /// The whole replicated state. Cloning costs a few pointers.
@@ -37,6 +37,21 @@ pub struct State {
     /// Slots whose copies could not run where they were placed, until one is ready.
     #[serde(default)]
     pub failures: OrdMap<(WorkloadKey, u32), SlotFailures>,
+    /// At which index the endpoints of a workload last changed: their generation.
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
+    pub routes: OrdMap<WorkloadKey, u64>,
+    /// Who routes requests, by name.
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
+    pub routers: OrdMap<String, RouterRow>,
+    /// What is known of each job beside its workload's row.
+    #[serde(default)]
+    pub jobs: OrdMap<WorkloadKey, Arc<JobRow>>,
+    /// The runs kept of each job, by number.
+    #[serde(default)]
+    pub runs: OrdMap<(WorkloadKey, u64), Arc<JobRun>>,
+    /// Whether copies are moved to even out the nodes. Unset: never by itself.
+    #[serde(default)]
+    pub rebalance: Option<RebalanceRow>,
     /// Derived from the tables, rebuilt when a snapshot is read.
     #[serde(skip)]
     pub(crate) indexes: super::indexes::Indexes,
@@ -49,8 +64,16 @@ pub const REQUESTS_KEPT: usize = 10_000;
 pub const DEPLOYMENTS_KEPT: usize = 20;
 /// Most live join tokens, nodes, workloads and copies of one workload the state accepts.
 pub const TOKENS_MAX: usize = 1000;
+/// Labels an operator gives a node.
+pub const NODE_LABELS_MAX: usize = 100;
+/// Runs of all jobs that wait or are active.
+pub const RUNS_MAX: usize = 2000;
+/// The pool of nodes that were given none.
+pub const DEFAULT_POOL: &str = "default";
 /// Servers the state accepts: 5 voters, and their replacements while they change places.
 pub const SERVERS_MAX: usize = 16;
+/// Routers that say what they have taken on.
+pub const ROUTERS_MAX: usize = 256;
 pub const NODES_MAX: usize = 10_000;
 pub const WORKLOADS_MAX: usize = 100_000;
 pub const COPIES_MAX: u32 = 10_000;
@@ -65,6 +88,9 @@ pub struct Cluster {
     pub ca_key_sealed: Vec<u8>,
     /// Gates commands: a new kind is proposed only once every server decodes it.
     pub version: u32,
+    /// Which CA signs, and the one that takes its place.
+    #[serde(default)]
+    pub authorities: super::authority::Authorities,
 }
 
 /// One server of the control plane.
@@ -87,6 +113,14 @@ pub struct ServerRow {
     /// It is to lose its vote and then its row.
     #[serde(default)]
     pub leaving: bool,
+    /// Number of the newest CA it trusts, and of the one that signed its certificate, as it told.
+    #[serde(default)]
+    pub ca_trusted: u32,
+    #[serde(default)]
+    pub ca_signer: u32,
+    /// How far its clock is ahead of the leader's, in milliseconds; only while that is worth telling.
+    #[serde(default)]
+    pub clock_skew_ms: Option<i64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,6 +139,23 @@ pub struct Node {
     /// Ports on the host that a stranger held when a copy wanted them, and until when we avoid them.
     #[serde(default)]
     pub blocked_ports: OrdMap<u16, Timestamp>,
+    /// Number of the newest CA it trusts, and of the one that signed its certificate, as it told.
+    #[serde(default)]
+    pub ca_trusted: u32,
+    #[serde(default)]
+    pub ca_signer: u32,
+    /// How far its clock is ahead of the servers', in milliseconds; only while that is worth telling.
+    #[serde(default)]
+    pub clock_skew_ms: Option<i64>,
+    /// Set by operators; over the labels of its facts.
+    #[serde(default)]
+    pub labels: OrdMap<String, String>,
+    /// Set by operators. Unset: [`DEFAULT_POOL`].
+    #[serde(default)]
+    pub pool: Option<Name>,
+    /// It is being emptied, or has been.
+    #[serde(default)]
+    pub drain: Option<Drain>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -151,6 +202,13 @@ pub struct Release {
     #[serde(default)]
     pub source: Option<Arc<str>>,
     pub created_at: Timestamp,
+    /// Its copies are started afresh, even where the spec would allow to change those of another release in place.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub fresh: bool,
+}
+
+fn is_false(given: &bool) -> bool {
+    !given
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -172,7 +230,18 @@ pub struct Alloc {
     /// committed: the clocks of hosts differ, and `min_ready` is counted by the leader's. Written by reports only.
     #[serde(default)]
     pub status: Option<Arc<AllocStatus>>,
+    /// It is to move to another node: replaced like a copy of an older release, and no failure.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub migrate: bool,
+    /// Since when it gets no new requests, on its way to be stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining_since: Option<Timestamp>,
+    /// The first generation of endpoints without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrouted_at: Option<u64>,
 }
+
+pub use super::operations::*;
 
 /// How often in a row copies of one slot could not run where they were placed. Spaces the next tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,6 +270,54 @@ pub struct Deployment {
     pub progress_at: Timestamp,
     #[serde(default)]
     pub reason: Option<Reason>,
+    /// When its phase began.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
+    #[serde(default = "rolling")]
+    pub strategy: Strategy,
+    /// Which of the canary's steps it is at; of a blue-green one: 1 once the old set may go.
+    #[serde(default)]
+    pub step: u32,
+    /// Percent of the traffic its release has; unset: each copy has the same.
+    #[serde(default)]
+    pub weight: Option<u32>,
+    #[serde(default)]
+    pub paused: Option<Pause>,
+    /// Canaries were promoted: the rest may follow.
+    #[serde(default)]
+    pub promoted: bool,
+    /// Somebody called it off: it ends as cancelled once the release before runs again.
+    #[serde(default)]
+    pub called_off: bool,
+    /// Copies before it; what it goes back to.
+    #[serde(default)]
+    pub from_copies: Option<u32>,
+    /// How often copies that had proved themselves were no longer ready.
+    #[serde(default)]
+    pub relapses: u32,
+    /// It has been found fit to begin.
+    #[serde(default)]
+    pub prepared: bool,
+}
+
+fn rolling() -> Strategy {
+    Strategy::Rolling
+}
+
+/// One that sends requests to copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouterRow {
+    /// It has taken on all endpoints up to this index.
+    pub generation: u64,
+    pub heard_at: Timestamp,
+}
+
+/// Somebody paused a deployment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pause {
+    pub since: Timestamp,
+    #[serde(default)]
+    pub why: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -228,6 +345,8 @@ pub enum EventKind {
     NodeUp,
     NodeDown,
     NodeRemoved,
+    CaRotation,
+    ClockSkew,
     TokenCreated,
     TokenRefused,
     DeploymentStarted,
@@ -242,6 +361,17 @@ pub enum EventKind {
     CopyExited,
     CopyStopped,
     CopyFailed,
+    DeploymentShifted,
+    DeploymentPromoted,
+    DeploymentPaused,
+    CopyUpdated,
+    RunStarted,
+    RunEnded,
+    RunSkipped,
+    NodeChanged,
+    NodeDraining,
+    NodeDrained,
+    Rebalanced,
 }
 
 /// The answer a request got, for its retries.

@@ -1,51 +1,68 @@
 //! What must hold whatever users and the world do, in any order.
 
-use proptest::prelude::*;
+use proptest::prelude::{Strategy as Generates, *};
 
 use super::{Behaviour, World, changed, facts, id, key};
 use crate::state::*;
 use crate::{reconciler, scheduler};
+use optimus_common::spec::{Amount, CanaryStep, Disconnect, Keep, Strategy, Update};
 use optimus_common::{AllocId, DeploymentId, Millicores, NodeId, Span};
 
 /// What users and the world may do.
 #[derive(Debug, Clone)]
-enum Act {
-    Deploy { workload: u8, copies: u8, cpu: u16, version: u8, fixed: bool },
-    Scale { workload: u8, copies: u8 },
+pub(super) enum Act {
+    Deploy {
+        workload: u8,
+        copies: u8,
+        cpu: u16,
+        version: u8,
+        fixed: bool,
+        way: u8,
+    },
+    Scale {
+        workload: u8,
+        copies: u8,
+    },
     Restart(u8),
     Stop(u8),
     Remove(u8),
+    Steer {
+        workload: u8,
+        how: u8,
+    },
     NodeDown(u8),
+    /// A router has taken on all but the last so many generations.
+    Ack(u8),
     NodeUp(u8),
-    Behave { release: u8, how: u8 },
+    Behave {
+        release: u8,
+        how: u8,
+    },
     Pass(u8),
 }
 
-fn act() -> impl Strategy<Value = Act> {
+pub(super) fn act() -> impl Generates<Value = Act> {
     let w = 0u8..3;
     prop_oneof![
-        (w.clone(), 0u8..5, 10u16..2500, 0u8..3, any::<bool>()).prop_map(|(workload, copies, cpu, version, fixed)| Act::Deploy {
-            workload,
-            copies,
-            cpu,
-            version,
-            fixed
-        }),
+        (w.clone(), 0u8..5, 10u16..2500, 0u8..3, any::<bool>(), 0u8..12)
+            .prop_map(|(workload, copies, cpu, version, fixed, way)| { Act::Deploy { workload, copies, cpu, version, fixed, way } }),
+        (w.clone(), 0u8..7).prop_map(|(workload, how)| Act::Steer { workload, how }),
         (w.clone(), 0u8..6).prop_map(|(workload, copies)| Act::Scale { workload, copies }),
         w.clone().prop_map(Act::Restart),
         w.clone().prop_map(Act::Stop),
         w.prop_map(Act::Remove),
         (0u8..3).prop_map(Act::NodeDown),
+        (0u8..40).prop_map(Act::Ack),
         (0u8..3).prop_map(Act::NodeUp),
         (1u8..5, 0u8..4).prop_map(|(release, how)| Act::Behave { release, how }),
         (0u8..20).prop_map(Act::Pass),
     ]
 }
 
-fn perform(world: &mut World, act: &Act) {
+pub(super) fn perform(world: &mut World, act: &Act) {
     let name = |n: &u8| format!("w{n}");
     match act {
-        Act::Deploy { workload, copies, cpu, version, fixed } => {
+        Act::Deploy { workload, copies, cpu, version, fixed, way } => {
             let mut spec = changed(u32::from(*version));
             spec.copies = Some(u32::from(*copies));
             spec.resources.cpu = Millicores(u32::from(*cpu));
@@ -54,7 +71,23 @@ fn perform(world: &mut World, act: &Act) {
             if *fixed {
                 spec.ports[0].fixed = Some(80);
             }
+            set_way(&mut spec.update, *way);
+            let keep = if *way % 2 == 0 { Keep::Original } else { Keep::Newest };
+            spec.disconnect = (*way > 7).then_some(Disconnect { lost_after: Span::secs(10), keep });
             world.deploy(&name(workload), spec);
+        }
+        Act::Steer { workload, how } => {
+            let deployment = DeploymentId(world.next_id());
+            let act = match how {
+                0 => Steering::Promote,
+                1 => Steering::Pause,
+                2 => Steering::Resume,
+                3 => Steering::Abort,
+                4 => Steering::Retry,
+                5 => Steering::RollBack { to: None },
+                _ => Steering::RollBack { to: Some(1) },
+            };
+            world.apply(Command::Steer { key: key(&name(workload)), act, why: None, deployment });
         }
         Act::Scale { workload, copies } => {
             let deployment = DeploymentId(world.next_id());
@@ -67,6 +100,10 @@ fn perform(world: &mut World, act: &Act) {
         Act::Stop(workload) => drop(world.apply(Command::StopWorkload { key: key(&name(workload)) })),
         Act::Remove(workload) => drop(world.apply(Command::RemoveWorkload { key: key(&name(workload)) })),
         Act::NodeDown(n) => drop(world.apply(Command::NodeDown { node: NodeId(id(100 + u128::from(*n))) })),
+        Act::Ack(behind) => {
+            let generation = world.state.index.saturating_sub(u64::from(*behind));
+            world.apply(Command::AckEndpoints { router: "edge".into(), generation });
+        }
         Act::NodeUp(n) => {
             let facts = facts(&format!("host-{n}"));
             world.apply(Command::NodeUp { node: NodeId(id(100 + u128::from(*n))), facts });
@@ -76,6 +113,36 @@ fn perform(world: &mut World, act: &Act) {
             world.behaviour.insert(u64::from(*release), how);
         }
         Act::Pass(seconds) => world.run(u64::from(*seconds)),
+    }
+}
+
+/// One of the ways a release may take over.
+fn set_way(update: &mut Update, way: u8) {
+    update.strategy = [Strategy::Rolling, Strategy::Canary, Strategy::BlueGreen][usize::from(way % 3)];
+    update.canary = if way < 6 { Amount::Count(1) } else { Amount::Percent(50) };
+    update.steps = vec![CanaryStep { weight: 10, bake: Span::secs(2) }, CanaryStep { weight: 50, bake: Span::secs(1) }];
+    update.hold = Span::secs(2);
+    (update.max_surge, update.max_unavailable) = match way % 4 {
+        0 => (None, None),
+        1 => (Some(Amount::Count(0)), Some(Amount::Count(1))),
+        2 => (Some(Amount::Percent(50)), Some(Amount::Count(0))),
+        _ => (Some(Amount::Count(1)), Some(Amount::Percent(50))),
+    };
+    update.auto_promote = way != 4;
+    update.auto_rollback = way != 6;
+}
+
+/// Lets go what waits for a person.
+pub(super) fn let_go(world: &mut World) {
+    for _ in 0..4 {
+        let keys: Vec<_> = world.state.workloads.keys().cloned().collect();
+        for key in keys {
+            for act in [Steering::Resume, Steering::Promote] {
+                let deployment = DeploymentId(world.next_id());
+                world.apply(Command::Steer { key: key.clone(), act, why: None, deployment });
+            }
+        }
+        world.run(20);
     }
 }
 
@@ -128,6 +195,7 @@ proptest! {
             perform(&mut world, &Act::NodeUp(n));
         }
         world.run(60);
+        let_go(&mut world);
         for deployment in world.state.deployments.values() {
             prop_assert!(deployment.phase.is_final(), "{deployment:?} never ended");
         }

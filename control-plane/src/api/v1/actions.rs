@@ -1,10 +1,10 @@
 //! What can be done to a workload that is there: scale, restart, stop, remove.
 
 use axum::response::Response;
-use optimus_common::DeploymentId;
 use optimus_common::api::v1::{ActionAnswer, FieldError, ScaleRequest};
 use optimus_common::reason::code;
-use optimus_core::state::{Applied, COPIES_MAX, Command};
+use optimus_common::{DeploymentId, WorkloadKey};
+use optimus_core::state::{Applied, COPIES_MAX, Command, State};
 use optimus_core::view;
 
 use crate::api::context::Ctx;
@@ -70,14 +70,28 @@ pub(crate) async fn no_body(ctx: &mut Ctx) -> Result<Vec<u8>, ApiError> {
 }
 
 pub(crate) async fn act(ctx: Ctx, body: &[u8], command: Command) -> Result<Response, ApiError> {
-    let query: ChangeQuery = ctx.query()?;
-    let identity = Identity::of(&ctx, body)?;
-    // These start a deployment, or give the one under way another number to reach.
     let follows = match &command {
-        Command::Restart { key, .. } | Command::Scale { key, .. } => Some(key.clone()),
+        Command::Restart { key, .. } | Command::Scale { key, .. } | Command::Steer { key, .. } => Some(key.clone()),
         _ => None,
     };
-    let committed = idempotency::commit(&ctx, identity, &query, |_| Ok(command)).await?;
+    commit(ctx, body, follows, |_| Ok(command)).await
+}
+
+/// The same for a command that depends on the state.
+pub(crate) async fn act_on(ctx: Ctx, body: &[u8], command: impl FnOnce(&State) -> Result<Command, ApiError>) -> Result<Response, ApiError> {
+    commit(ctx, body, None, command).await
+}
+
+/// `follows`: a workload whose deployment the command starts, or gives another number to reach.
+async fn commit(
+    ctx: Ctx,
+    body: &[u8],
+    follows: Option<WorkloadKey>,
+    command: impl FnOnce(&State) -> Result<Command, ApiError>,
+) -> Result<Response, ApiError> {
+    let query: ChangeQuery = ctx.query()?;
+    let identity = Identity::of(&ctx, body)?;
+    let committed = idempotency::commit(&ctx, identity, &query, command).await?;
     let state = &committed.state;
     let (index, changed) = match &committed.applied {
         Applied::Done { index } | Applied::Deployed { index, .. } => (*index, true),

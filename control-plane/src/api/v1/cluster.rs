@@ -1,8 +1,9 @@
 //! The servers of the control plane.
 
 use axum::response::Response;
-use optimus_common::api::v1::{ActionAnswer, ClusterView, StateDigest, TransferAnswer, TransferRequest};
-use optimus_core::state::Command;
+use optimus_common::api::v1::{ActionAnswer, ClusterView, FieldError, RotateCaRequest, StateDigest, TransferAnswer, TransferRequest};
+use optimus_common::reason::code;
+use optimus_core::state::{Command, OVERLAP, OVERLAP_DEFAULT, State, explain_rotation};
 
 use super::actions;
 use crate::api::context::Ctx;
@@ -54,6 +55,36 @@ pub(crate) async fn transfer_leader(mut ctx: Ctx) -> Result<Response, ApiError> 
     };
     let leader = ctx.shared.deps.cluster.transfer(request.to).await?;
     ctx.json(ctx.store().state().index, &TransferAnswer { leader })
+}
+
+/// Replace the cluster's CA, with an overlap in which both are trusted; `GET /v1/cluster` tells how far it is.
+#[utoipa::path(post, path = "/v1/cluster:rotate-ca", tag = "cluster", operation_id = "rotate_ca", params(ChangeQuery),
+    request_body = RotateCaRequest, responses((status = 200, body = ActionAnswer)))]
+pub(crate) async fn rotate_ca(mut ctx: Ctx) -> Result<Response, ApiError> {
+    let body = ctx.take_body();
+    let bytes = json::body_bytes(&ctx.parts.headers, body, true).await?;
+    let request: RotateCaRequest = if bytes.is_empty() { RotateCaRequest::default() } else { json::parse(&bytes)? };
+    let RotateCaRequest { force, abort, overlap } = request;
+    if u8::from(force) + u8::from(abort) + u8::from(overlap.is_some()) > 1 {
+        return Err(ApiError::bad_request("`force`, `abort` and `overlap` exclude each other"));
+    }
+    if let Some(overlap) = overlap.filter(|span| *span < OVERLAP.0 || *span > OVERLAP.1) {
+        let error = FieldError { pointer: "/overlap".into(), message: format!("{} to {}", OVERLAP.0, OVERLAP.1) };
+        return Err(ApiError::invalid(code::BAD_REQUEST, format!("an overlap of {overlap} is not possible"), vec![error]));
+    }
+    let joins = ctx.shared.deps.joins.clone();
+    // Decided on the newest state, and not again for a request that is repeated: a new CA is made only once.
+    let command = move |state: &State| {
+        let under_way = state.cluster.as_ref().and_then(|c| c.authorities.rotation.as_ref());
+        match (under_way, explain_rotation(state)) {
+            (Some(_), _) if force => Ok(Command::ForceRotation),
+            (Some(rotation), _) if abort => Ok(Command::AbortRotation { number: rotation.number }),
+            (_, Some(how_far)) => Err(ApiError::conflict(format!("one is under way already: {how_far}"))),
+            _ if force || abort => Err(ApiError::conflict("no CA rotation is under way")),
+            _ => joins.next_ca(overlap.unwrap_or(OVERLAP_DEFAULT)).map_err(|e| ApiError::conflict(e.to_string())),
+        }
+    };
+    actions::act_on(ctx, &bytes, command).await
 }
 
 /// Let a server leave: it loses its vote, then its place. A dead one is removed the same way.

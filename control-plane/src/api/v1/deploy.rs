@@ -11,6 +11,7 @@ use optimus_core::state::command::DeployItem;
 use optimus_core::state::{Applied, Command};
 use optimus_core::view;
 
+use super::plan::planned;
 use crate::api::context::Ctx;
 use crate::api::idempotency::{self, ChangeQuery, Identity, mark_replayed};
 use crate::api::json;
@@ -33,17 +34,31 @@ pub(crate) async fn deploy(mut ctx: Ctx) -> Result<Response, ApiError> {
     let request: DeployRequest = json::parse(&bytes)?;
     check(&request)?;
     let identity = Identity::of(&ctx, &bytes)?;
-    let DeployRequest { spec: ProjectSpec { project, environment, workloads }, source } = request;
+    let DeployRequest { spec, source, if_revision, if_plan } = request;
     let source: Option<Arc<str>> = source.map(Into::into);
     let env = ctx.store().env.clone();
-    let committed = idempotency::commit(&ctx, identity, &query, |_| {
+    let now = env.clock.now();
+    let committed = idempotency::commit(&ctx, identity, &query, |state| {
+        // Bound to a plan: it must come to the same now, and nothing may come between this look and the log.
+        let mut revision = if_revision;
+        if let Some(digest) = &if_plan {
+            if planned(state, &spec, source.as_deref(), now)?.digest != *digest {
+                return Err(ApiError::conflict("the deploy would no longer do what was planned").hint("plan again: `optimus plan`"));
+            }
+            revision = Some(revision.map_or(state.index, |asked| asked.min(state.index)));
+        }
+        let ProjectSpec { project, environment, workloads } = spec;
         let items = workloads.into_iter().map(|(workload, spec)| DeployItem {
             key: WorkloadKey { project: project.clone(), environment: environment.clone(), workload },
             spec: Arc::new(spec),
             source: source.clone(),
             deployment: DeploymentId(env.new_id()),
         });
-        Ok(Command::Deploy { items: items.collect() })
+        let items = items.collect();
+        Ok(match revision {
+            Some(revision) => Command::DeployIf { items, revision },
+            None => Command::Deploy { items },
+        })
     })
     .await?;
     let Applied::Deployed { index, deployments, unchanged } = committed.applied else {
@@ -58,7 +73,7 @@ pub(crate) async fn deploy(mut ctx: Ctx) -> Result<Response, ApiError> {
 }
 
 /// Everything wrong with a request, found before anything is proposed.
-fn check(request: &DeployRequest) -> Result<(), ApiError> {
+pub(crate) fn check(request: &DeployRequest) -> Result<(), ApiError> {
     if request.source.as_ref().is_some_and(|source| source.len() > SOURCE_MAX) {
         let error = FieldError { pointer: "/source".into(), message: format!("longer than {SOURCE_MAX} bytes") };
         return Err(ApiError::invalid(code::INVALID_SPEC, "the project file is too long", vec![error]));

@@ -86,7 +86,7 @@ pub(crate) async fn list_workloads(ctx: Ctx) -> Result<Response, ApiError> {
 }
 
 impl WorkloadsQuery {
-    fn matches(&self, key: &WorkloadKey) -> bool {
+    pub(crate) fn matches(&self, key: &WorkloadKey) -> bool {
         self.project.as_ref().is_none_or(|project| *project == key.project)
             && self.environment.as_ref().is_none_or(|environment| *environment == key.environment)
     }
@@ -99,7 +99,7 @@ impl WorkloadsQuery {
     }
 }
 
-fn parse_key(text: &str) -> Result<WorkloadKey, ApiError> {
+pub(crate) fn parse_key(text: &str) -> Result<WorkloadKey, ApiError> {
     let mut names = text.split('/').map(|name| Name::new(name).ok());
     match (names.next().flatten(), names.next().flatten(), names.next().flatten(), names.next()) {
         (Some(project), Some(environment), Some(workload), None) => Ok(WorkloadKey { project, environment, workload }),

@@ -99,6 +99,19 @@ async fn after_a_hundred_days_off_members_still_find_each_other() {
     append(&one, &two.peer(), "both certificates have expired").await.unwrap();
 }
 
+/// One host's clock runs hours ahead, and it certifies itself by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_from_the_future_counts_only_with_the_key_on_record() {
+    let world = World::new();
+    world.days_later(1);
+    let (two, one) = (world.start(2, Arc::new(Echo::default())), world.caller(1));
+    world.clock.0.store(0, Ordering::Relaxed);
+    append(&one, &two.peer(), "both certificates are not valid yet").await.unwrap();
+    world.pins.set(1, [0; 32]);
+    let refused = append(&QuicPeers::new(one.settings.clone()).unwrap(), &two.peer(), "another key").await;
+    assert!(matches!(refused, Err(PeerError::Unreachable(_) | PeerError::NotSent(_))), "{refused:?}");
+}
+
 /// An expired certificate, with the record of its key as `key` at the end that looks at it.
 async fn expired(ours: bool, key: Option<[u8; 32]>) -> Result<Bytes, PeerError> {
     let world = World::new();

@@ -8,13 +8,19 @@ use optimus_common::planted::planted;
 use optimus_common::protocol::{AllocStatus, NodeFacts, Phase};
 use optimus_common::{AllocId, NodeId, Reason, Span, Timestamp, WorkloadKey};
 
+mod authority;
 mod deployments;
+mod endpoints;
+mod jobs;
 mod nodes;
+mod operate;
 mod plan;
 mod reports;
 mod servers;
+mod steering;
 mod workloads;
 
+use super::authority::Authorities;
 use super::command::*;
 use super::tables::*;
 use crate::scheduler;
@@ -67,7 +73,7 @@ struct Step<'a> {
 impl Step<'_> {
     fn command(&mut self, command: Command) -> Applied {
         // Proposers look first; this is for the one whose view was old.
-        let cluster = self.state.cluster.as_ref().map_or(1, |c| c.version);
+        let cluster = self.state.cluster.as_ref().map_or(LEVEL, |c| c.version);
         if command.level() > cluster {
             return Applied::Refused(Refusal::NotYet { cluster, needed: command.level() });
         }
@@ -76,7 +82,14 @@ impl Step<'_> {
                 if self.state.cluster.is_some() {
                     return Applied::Refused(Refusal::ClusterExists);
                 }
-                self.state.cluster = Some(Cluster { id, created_at: self.at, ca_certificate, ca_key_sealed, version: 1 });
+                self.state.cluster = Some(Cluster {
+                    id,
+                    created_at: self.at,
+                    ca_certificate,
+                    ca_key_sealed,
+                    version: 1,
+                    authorities: Authorities::default(),
+                });
                 self.event(EventKind::ClusterCreated, "cluster", "cluster created", None);
                 self.done()
             }
@@ -93,6 +106,7 @@ impl Step<'_> {
             Command::RemoveNode { node } => self.remove_node(node),
             Command::NodeCertificate { node, key_fingerprint, expires_at } => self.node_certificate(node, key_fingerprint, expires_at),
             Command::Deploy { items } => self.deploy(items),
+            Command::DeployIf { items, revision } => self.deploy_if(items, revision),
             Command::Restart { key, deployment } => self.restart(key, deployment),
             Command::Scale { key, copies, deployment } => self.scale(key, copies, deployment),
             Command::StopWorkload { key } => self.stop_workload(key),
@@ -104,6 +118,24 @@ impl Step<'_> {
             Command::RaiseVersion { to } => self.raise_version(to),
             Command::RemoveServer { id } => self.remove_server(id),
             Command::ForgetServer { id } => self.forget_server(id),
+            Command::RotateCa { number, certificate, key_sealed, cross, overlap } => {
+                self.rotate_ca(number, certificate, key_sealed, cross, overlap)
+            }
+            Command::RotationWaited { number, phase, waited } => self.rotation_waited(number, phase, waited),
+            Command::AbortRotation { number } => self.abort_rotation(number),
+            Command::ForceRotation => self.force_rotation(),
+            Command::StepRotation { number, from } => self.step_rotation(number, from),
+            Command::MemberCa { member, trusted, signer } => self.member_ca(member, trusted, signer),
+            Command::MemberClock { member, skew_ms } => self.member_clock(member, skew_ms),
+            Command::AckEndpoints { router, generation } => self.ack_endpoints(router, generation),
+            Command::Steer { key, act, why, deployment } => self.steer(key, act, why, deployment),
+            Command::StartRun(order) => self.start_run(order),
+            Command::CancelRun { key, number } => self.cancel_run(key, number),
+            Command::RunSteps(steps) => self.run_steps(steps),
+            Command::ChangeNode { node, change } => self.change_node(node, change),
+            Command::NodeDrained { node } => self.node_drained(node),
+            Command::SetRebalance { automatic, moves, every } => self.set_rebalance(automatic, moves, every),
+            Command::Rebalance { moves } => self.flag_for_balance(moves),
         }
     }
 

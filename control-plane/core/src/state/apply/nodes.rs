@@ -47,6 +47,8 @@ impl Step<'_> {
             return Applied::Refused(refusal);
         }
         let facts = NodeFacts { name: name.clone(), ..NodeFacts::default() };
+        // The least its answer can have held; the agent tells what it is.
+        let ca = self.state.cluster.as_ref().map_or(0, |c| c.trusted().0);
         let row = Node {
             id: node,
             facts,
@@ -57,6 +59,12 @@ impl Step<'_> {
             key_fingerprint: key,
             cordoned: false,
             blocked_ports: OrdMap::new(),
+            ca_trusted: ca,
+            ca_signer: ca,
+            clock_skew_ms: None,
+            labels: OrdMap::new(),
+            pool: None,
+            drain: None,
         };
         self.state.nodes.insert(node, Arc::new(row));
         self.event(EventKind::NodeJoined, &format!("node/{name}"), "node joined the cluster", None);
@@ -76,6 +84,7 @@ impl Step<'_> {
             row.up = true;
             row.changed_at = self.at;
             self.event(EventKind::NodeUp, &format!("node/{name}"), "node is up", None);
+            self.rerouted_on(node);
         }
         self.done()
     }
@@ -91,11 +100,13 @@ impl Step<'_> {
         let name = row.facts.name.clone();
         let reason = Reason::NodeDown { node: name.clone(), since: self.at };
         self.event(EventKind::NodeDown, &format!("node/{name}"), "node is not answering", Some(reason));
+        self.rerouted_on(node);
         self.done()
     }
 
     /// The row is what a node is known by, so without it nobody lets the node in.
     pub(super) fn remove_node(&mut self, node: NodeId) -> Applied {
+        self.rerouted_on(node);
         let Some(row) = self.state.nodes.remove(&node) else { return Applied::Refused(Refusal::NoSuchNode(node)) };
         let copies: Vec<_> = self.state.allocs_on(node).map(|a| a.id).collect();
         let message = format!("node removed; {} of its copies count as gone", copies.len());

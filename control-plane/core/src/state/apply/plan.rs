@@ -1,5 +1,7 @@
 //! The reconciler's batch. Looked at again, step by step: the world may have moved on since it was made.
 
+use optimus_common::spec::Kind;
+
 use super::*;
 
 /// How long a port that a stranger held is avoided.
@@ -7,8 +9,27 @@ const PORT_BLOCKED_FOR: Span = Span::secs(300);
 
 impl Step<'_> {
     pub(super) fn plan(&mut self, plan: Plan) -> Applied {
-        let Plan { place, stop, forget, deployments, remove } = plan;
+        let Plan { place, stop, forget, deployments, remove, adopt, drain, migrate } = plan;
         let mut changed = false;
+        for id in migrate {
+            changed |= self.migrate(id);
+        }
+        for (id, release) in adopt {
+            changed |= self.adopt(id, release);
+        }
+        for id in drain {
+            let (at, index) = (self.at, self.index);
+            let drained = self.flag(id, |a| {
+                let first = a.draining_since.is_none();
+                a.draining_since = a.draining_since.or(Some(at));
+                a.unrouted_at = a.unrouted_at.or(Some(index));
+                first
+            });
+            if drained && let Some(key) = self.state.allocs.get(&id).map(|a| a.key.clone()) {
+                self.rerouted(&key);
+            }
+            changed |= drained;
+        }
         for (id, reason) in stop {
             changed |= self.stop_alloc(id, reason);
         }
@@ -32,24 +53,97 @@ impl Step<'_> {
 
     fn place(&mut self, placement: Placement) -> bool {
         let Placement { alloc, key, index, release, node, ports } = placement;
-        let wanted = self.state.workloads.get(&key).is_some_and(|w| !w.stopped && index < w.copies && w.release == release);
-        if !wanted || self.state.allocs.contains_key(&alloc) {
+        if !self.wants_copy(&key, index, release, node) || self.state.allocs.contains_key(&alloc) {
             return false; // the world moved on since the plan was made, or the plan was proposed twice
         }
         // One copy of a release in a slot; those on nodes that do not answer may be replaced.
         let answers = |node: &NodeId| self.state.nodes.get(node).is_some_and(|n| n.up);
-        if !planted("plan-unchecked") && self.state.allocs_in(&key, index).any(|a| a.run && a.release == release && answers(&a.node)) {
+        if !planted("plan-unchecked")
+            && self.state.allocs_in(&key, index).any(|a| a.run && !a.is_leaving() && a.release == release && answers(&a.node))
+        {
             return false;
         }
         let Some(spec) = self.state.release(&key, release).map(|r| r.spec.clone()) else { return false };
         if scheduler::fits(self.state, node, &spec, Some(&ports), self.at).is_err() {
             return false;
         }
-        let row = Alloc { id: alloc, key, index, release, node, ports, run: true, stop_reason: None, created_at: self.at, status: None };
+        let row = Alloc {
+            id: alloc,
+            key: key.clone(),
+            index,
+            release,
+            node,
+            ports,
+            run: true,
+            stop_reason: None,
+            created_at: self.at,
+            status: None,
+            migrate: false,
+            draining_since: None,
+            unrouted_at: None,
+        };
         let subject = row.subject();
         self.state.insert_alloc(row);
         let name = self.state.nodes.get(&node).map_or_else(String::new, |n| n.facts.name.clone());
+        self.count_attempt(&key, index);
         self.event(EventKind::CopyPlaced, &subject, &format!("release {release} placed on {name}"), None);
+        true
+    }
+
+    /// Whether a copy of the release in this slot, on this node, is (still) wished for.
+    fn wants_copy(&self, key: &WorkloadKey, index: u32, release: u64, node: NodeId) -> bool {
+        let Some(workload) = self.state.workloads.get(key).filter(|w| !w.stopped) else { return false };
+        match self.state.release(key, release).map(|r| r.spec.kind) {
+            Some(Kind::Service) => self.is_wanted(workload, index, release),
+            Some(Kind::Daemon) => {
+                // One copy on a node, of whatever release: the old one ends first.
+                workload.release == release && !self.state.allocs_on(node).any(|a| a.key == *key && !a.has_ended())
+            }
+            Some(Kind::Job) => self
+                .state
+                .run_of_slot(key, index)
+                .is_some_and(|run| run.phase == RunPhase::Active && run.release == release && !run.done.contains(&index)),
+            None => false,
+        }
+    }
+
+    /// A copy of the release that should run, or of the one before it while that is kept.
+    fn is_wanted(&self, workload: &Workload, index: u32, release: u64) -> bool {
+        let newest = workload.deployment.and_then(|id| self.state.deployments.get(&id));
+        let before = newest.filter(|d| crate::reconciler::keeps_before(workload, d));
+        (workload.release == release && index < workload.copies)
+            || before
+                .is_some_and(|d| d.from_release == Some(release) && index < d.from_copies.unwrap_or(workload.copies).max(workload.copies))
+    }
+
+    /// Marks a copy to be replaced elsewhere.
+    pub(super) fn migrate(&mut self, id: AllocId) -> bool {
+        self.flag(id, |a| !std::mem::replace(&mut a.migrate, true))
+    }
+
+    /// Changes a copy that should run; `change` says whether it did.
+    fn flag(&mut self, id: AllocId, change: impl FnOnce(&mut Alloc) -> bool) -> bool {
+        self.state.allocs.get_mut(&id).filter(|row| row.run).is_some_and(|row| change(Arc::make_mut(row)))
+    }
+
+    /// A copy goes on running under another release.
+    fn adopt(&mut self, id: AllocId, release: u64) -> bool {
+        let Some(alloc) = self.state.allocs.get(&id).filter(|a| a.run && a.release != release).cloned() else { return false };
+        let (Some(old), Some(new)) = (self.state.release(&alloc.key, alloc.release), self.state.release(&alloc.key, release)) else {
+            return false;
+        };
+        let wanted = self.state.workloads.get(&alloc.key).is_some_and(|w| w.release == release);
+        if !wanted
+            || !crate::deployments::may_adopt(self.state, old, new)
+            || !scheduler::fits_resized(self.state, &alloc, &old.spec, &new.spec)
+        {
+            return false;
+        }
+        self.flag(id, |a| {
+            a.release = release;
+            true
+        });
+        self.event(EventKind::CopyUpdated, &alloc.subject(), &format!("runs on as release {release}"), None);
         true
     }
 
@@ -58,8 +152,11 @@ impl Step<'_> {
         let row = Arc::make_mut(row);
         row.run = false;
         row.stop_reason = Some(reason);
-        if row.phase() == Phase::Failed {
-            let row = row.clone();
+        let row = row.clone();
+        if row.is_ready() && !row.ports.is_empty() {
+            self.rerouted(&row.key);
+        }
+        if row.phase() == Phase::Failed && !row.migrate {
             self.could_not_run(&row);
         }
         true
@@ -103,8 +200,10 @@ impl Step<'_> {
         for id in deployments {
             self.state.remove_deployment(id);
         }
+        self.forget_job(key);
         self.forget_failures(key, 0);
         self.state.workloads.remove(key);
+        self.state.routes.remove(key);
         self.event(EventKind::WorkloadRemoved, &key.to_string(), "removed", None);
         true
     }

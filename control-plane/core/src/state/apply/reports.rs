@@ -32,9 +32,13 @@ impl Step<'_> {
         }
         new.ready_since = new.ready.then(|| ready_since(old.as_deref(), &new, self.at));
         let (subject, slot) = (alloc.subject(), (alloc.key.clone(), alloc.index));
+        let (was_ready, routable) = (alloc.is_ready(), alloc.run && !alloc.ports.is_empty());
         let new = Arc::new(new);
         if let Some(alloc) = self.state.allocs.get_mut(&new.id) {
             Arc::make_mut(alloc).status = Some(new.clone());
+        }
+        if routable && was_ready != (new.ready && new.phase == Phase::Running) {
+            self.rerouted(&slot.0);
         }
         if new.ready && self.state.failures.contains_key(&slot) {
             self.state.failures.remove(&slot);

@@ -33,7 +33,21 @@ impl Step<'_> {
         let ServerFacts { name, address, api, version, level } = server;
         let subject = format!("server/{id}");
         let message = format!("server {id} ({name}) joined at {address}");
-        let row = ServerRow { id, name, address, api, key_fingerprint, version, level, joined_at: self.at, leaving: false };
+        let ca = self.state.cluster.as_ref().map_or(0, |c| c.trusted().0);
+        let row = ServerRow {
+            id,
+            name,
+            address,
+            api,
+            key_fingerprint,
+            version,
+            level,
+            joined_at: self.at,
+            leaving: false,
+            ca_trusted: ca,
+            ca_signer: ca,
+            clock_skew_ms: None,
+        };
         self.state.servers.insert(id, Arc::new(row));
         self.event(EventKind::ServerJoined, &subject, &message, None);
         self.done()

@@ -1,7 +1,9 @@
 //! What users ask of workloads: deploy, restart, scale, stop, remove.
 
 use optimus_common::DeploymentId;
+use optimus_common::spec::Kind;
 
+use super::deployments::Begin;
 use super::*;
 
 impl Step<'_> {
@@ -18,6 +20,9 @@ impl Step<'_> {
             if self.state.workloads.get(&item.key).is_some_and(|w| w.removing) {
                 return Applied::Refused(Refusal::BeingRemoved(item.key.clone()));
             }
+            if let Some(is) = self.kind_of(&item.key).filter(|is| *is != item.spec.kind) {
+                return Applied::Refused(Refusal::KindChanged { key: item.key.clone(), is });
+            }
         }
         let (mut deployments, mut unchanged) = (Vec::new(), Vec::new());
         for item in items {
@@ -29,6 +34,14 @@ impl Step<'_> {
             }
         }
         Applied::Deployed { index: self.index, deployments, unchanged }
+    }
+
+    pub(super) fn deploy_if(&mut self, items: Vec<DeployItem>, revision: u64) -> Applied {
+        let known = |item: &DeployItem| self.state.workloads.get(&item.key).map(|w| (item.key.clone(), w.revision));
+        match items.iter().filter_map(known).find(|(_, now)| *now > revision) {
+            Some((key, now)) => Applied::Refused(Refusal::ChangedSince { key, expected: revision, now }),
+            None => self.deploy(items),
+        }
     }
 
     /// False: it already was so.
@@ -44,7 +57,10 @@ impl Step<'_> {
             }
         }
         let number = known.as_ref().map_or(1, |w| w.newest + 1);
-        let release = Release { key: item.key.clone(), number, spec: item.spec.clone(), source: item.source.clone(), created_at: self.at };
+        // The same again is another try: its copies start afresh.
+        let fresh = known.as_ref().and_then(|w| self.state.release(&item.key, w.release)).is_some_and(|r| r.spec == item.spec);
+        let (spec, source) = (item.spec.clone(), item.source.clone());
+        let release = Release { key: item.key.clone(), number, spec, source, created_at: self.at, fresh };
         self.state.releases.insert((item.key.clone(), number), Arc::new(release));
         let mut workload = known.map_or_else(
             || Workload {
@@ -64,8 +80,9 @@ impl Step<'_> {
         );
         // What to go back to: the release that ran, unless it was stopped on purpose.
         let from = workload.stable.filter(|_| !workload.stopped);
+        let from_copies = self.copies_to_go_back_to(&workload);
         workload.copies = copies;
-        self.start_deployment(&mut workload, item.deployment, number, from, "deploy", item.spec.update.deadline);
+        self.start_deployment(&mut workload, Begin { id: item.deployment, release: number, from, from_copies, trigger: "deploy" });
         self.put_workload(workload);
         true
     }
@@ -79,10 +96,11 @@ impl Step<'_> {
             return Applied::Refused(Refusal::NoSuchWorkload(key));
         };
         let number = workload.newest + 1;
-        let release = Release { number, created_at: self.at, ..Release::clone(&current) };
+        let release = Release { number, created_at: self.at, fresh: true, ..Release::clone(&current) };
         self.state.releases.insert((key.clone(), number), Arc::new(release));
         let from = workload.stable.filter(|_| !workload.stopped);
-        self.start_deployment(&mut workload, deployment, number, from, "restart", current.spec.update.deadline);
+        let from_copies = workload.copies;
+        self.start_deployment(&mut workload, Begin { id: deployment, release: number, from, from_copies, trigger: "restart" });
         self.put_workload(workload);
         self.done()
     }
@@ -95,20 +113,26 @@ impl Step<'_> {
             Ok(workload) => workload,
             Err(refusal) => return Applied::Refused(refusal),
         };
+        if self.kind_of(&key) == Some(Kind::Daemon) {
+            return Applied::Refused(Refusal::NoCopies(key));
+        }
         if workload.copies == copies && !workload.stopped {
             return self.unchanged();
         }
         self.event(EventKind::WorkloadScaled, &key.to_string(), &format!("scaled from {} to {copies} copies", workload.copies), None);
         workload.copies = copies;
-        if self.running_deployment(&workload).is_some() {
-            // The deployment under way simply has another number to reach.
+        if let Some(running) = self.running_deployment(&workload) {
+            // The deployment under way simply has another number to reach, and the release before it as well.
+            if let Some(row) = self.state.deployments.get_mut(&running.id) {
+                let row = Arc::make_mut(row);
+                row.from_copies = row.from_copies.map(|_| copies);
+            }
             workload.updated_at = self.at;
             workload.revision = self.index;
         } else {
-            let deadline = self.state.release(&key, workload.release).map_or(Span::secs(120), |r| r.spec.update.deadline);
             // Nothing to go back to: a scale that does not fit stays as a wish with its reason.
-            let release = workload.release;
-            self.start_deployment(&mut workload, deployment, release, None, "scale", deadline);
+            let (release, from_copies) = (workload.release, workload.copies);
+            self.start_deployment(&mut workload, Begin { id: deployment, release, from: None, from_copies, trigger: "scale" });
         }
         self.put_workload(workload);
         self.done()
@@ -124,6 +148,11 @@ impl Step<'_> {
         }
         self.end_running(&workload, DeploymentPhase::Cancelled, Some(Reason::Cancelled));
         workload.stopped = true;
+        // What would be due while it is stopped is not missed.
+        if let Some(row) = self.state.jobs.get_mut(&key) {
+            let row = Arc::make_mut(row);
+            (row.armed_release, row.next) = (0, None);
+        }
         workload.updated_at = self.at;
         workload.revision = self.index;
         self.put_workload(workload);
@@ -144,6 +173,11 @@ impl Step<'_> {
         self.done()
     }
 
+    fn kind_of(&self, key: &WorkloadKey) -> Option<Kind> {
+        let workload = self.state.workloads.get(key)?;
+        self.state.release(key, workload.release).map(|r| r.spec.kind)
+    }
+
     /// The workload, unless it is unknown or on its way out.
     pub(super) fn changeable(&self, key: &WorkloadKey) -> Result<Workload, Refusal> {
         match self.state.workloads.get(key) {
@@ -160,6 +194,11 @@ impl Step<'_> {
         }
         self.forget_failures(&workload.key, workload.copies);
         self.state.workloads.insert(workload.key.clone(), Arc::new(workload));
+    }
+
+    /// Of several deployments in a row, none of which was through, the number before the first counts.
+    fn copies_to_go_back_to(&self, workload: &Workload) -> u32 {
+        self.running_deployment(workload).and_then(|d| d.from_copies).unwrap_or(workload.copies)
     }
 
     pub(super) fn running_deployment(&self, workload: &Workload) -> Option<Arc<Deployment>> {

@@ -1,0 +1,76 @@
+//! How a new release takes over, and when it must not.
+//!
+//! A deployment is a row of the state with a phase; [`judge`] looks at it and at what the reconciler counted, and says
+//! the next step. Pure; what it says is committed with the reconciler's batch.
+//!
+//! ```text
+//!             ┌───────────── next step of a canary ◄──────────────┐
+//! preparing ─► placing ─► starting ─► health ─► shifting ─► baking ┴─► promoting ─► done
+//!                 └─ rolling: as far as copies move ─► done      ▲────────┘ a copy is no longer ready: back to health
+//! any of them ─ failed, aborted ─► rolling_back ─► rolled_back, cancelled; or failed with nothing to go back to
+//! ```
+//!
+//! What holds, whatever the strategy: the release before stays whole until the new one proved itself (canary,
+//! blue-green), or as whole as `max_unavailable` asks for (rolling). Going back is a phase of the same deployment and
+//! never a release of its own.
+
+pub mod analysis;
+mod judge;
+mod plan;
+mod preflight;
+
+pub(crate) use judge::{Survey, Trouble, Verdict, judge};
+pub use plan::{Action, DeployPlan, LOOKS_MAX, Planned, Planning, What, plan_deploy};
+pub use preflight::{Findings, preflight};
+
+use optimus_common::Span;
+use optimus_common::spec::{Strategy, WorkloadSpec};
+
+use crate::state::{Deployment, Release, State};
+
+/// A new copy that restarted so often without becoming ready, or a slot that gave up on so many nodes, fails its
+/// deployment before the deadline: waiting on would show nothing new.
+pub const RESTARTS_MAX: u32 = 5;
+/// How often copies may prove themselves and then be no longer ready.
+pub const RELAPSES_MAX: u32 = 3;
+/// Longest wait for routers to take on a set of endpoints. A router that takes longer counts as gone.
+pub const ROUTERS_MAX_WAIT: Span = Span::secs(2);
+
+/// Whether a copy that runs by `old` must be started anew to run by `new`. What is left aside here takes effect
+/// without: numbers and waits that only the control plane reads, and labels. Limits are part of how a copy is started.
+pub fn needs_restart(old: &WorkloadSpec, new: &WorkloadSpec) -> bool {
+    let plain = |spec: &WorkloadSpec| {
+        let mut spec = spec.clone();
+        spec.copies = None;
+        spec.labels.clear();
+        spec.update = optimus_common::spec::Update::default();
+        spec.disconnect = None;
+        spec
+    };
+    plain(old) != plain(new)
+}
+
+/// Whether a copy of release `from` may become one of `to` as it runs.
+pub fn may_adopt(state: &State, from: &Release, to: &Release) -> bool {
+    let fresh = |number: u64| state.release(&to.key, number).is_none_or(|r| r.fresh);
+    from.number != to.number && !(from.number + 1..=to.number).any(fresh) && !needs_restart(&from.spec, &to.spec)
+}
+
+/// The strategy a deployment goes by: one with nothing to compare with, or nothing to start, is as good as rolling.
+pub fn strategy_of(old: Option<&WorkloadSpec>, new: &WorkloadSpec, fresh: bool) -> Strategy {
+    match old {
+        Some(old) if fresh || needs_restart(old, new) => new.update.strategy,
+        _ => Strategy::Rolling,
+    }
+}
+
+impl Deployment {
+    /// The old set stays whole beside the new copies for now.
+    pub fn keeps_old(&self) -> bool {
+        match self.strategy {
+            Strategy::Rolling => false,
+            Strategy::Canary => !self.promoted,
+            Strategy::BlueGreen => self.step == 0,
+        }
+    }
+}
