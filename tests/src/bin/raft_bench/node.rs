@@ -14,6 +14,7 @@ use optimus_control_plane::peers::{PeerServe as _, PeerServer, QuicPeers};
 use optimus_control_plane::raft::{NoPeers, PeerTransport, RaftConfig, RaftNode, Tuning};
 use optimus_core::state::{Applied, Command, Proposal, ServerFacts};
 use optimus_host::disk::HostDisk;
+use optimus_host::home::Home;
 use optimus_host::{tls, transport};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -28,17 +29,25 @@ pub async fn run(dir: &str, certs: &Path, id: u64, peers: &str, doors: &str) -> 
     let doors: Vec<SocketAddr> = doors.split(',').map(str::parse).collect::<Result<_, _>>()?;
     let own = |list: &[SocketAddr]| list.get(id as usize - 1).copied().context("no address for this server");
     let (settings, shown) = certs::load(certs, id, addresses.len() as u64)?;
-    let calls = QuicPeers::new(settings.clone())?;
+    // As the product has it: consensus and QUIC on a runtime of their own, the front door on that of the process.
+    let home = Home::new("consensus")?;
+    let calls = {
+        let _home = home.enter();
+        QuicPeers::new(settings.clone())?
+    };
     let alone = addresses.len() == 1;
     let network: Arc<dyn PeerTransport> = if alone { Arc::new(NoPeers) } else { calls.clone() };
     let (machine, consensus) = RaftConsensus::machine();
     let disk = Arc::new(HostDisk::open(dir)?);
-    let node = RaftNode::start(RaftConfig { node_id: id, disk, machine, tuning: Tuning::default(), network }).await?;
+    let node = home.run(RaftNode::start(RaftConfig { node_id: id, disk, machine, tuning: Tuning::default(), network })).await?;
     let consensus = consensus(node.clone());
 
     let tls = tls::machine_server(&settings.roots, shown, settings.pins.clone(), &[ALPN_RAFT], &settings.env.clock)?;
-    let endpoint = transport::server_endpoint(transport::server_config(tls)?, own(&addresses)?, &[id as u8; 32])?;
-    let server = PeerServer::new(&settings, Arc::new(node.clone()), Some(calls));
+    let (endpoint, server) = {
+        let _home = home.enter();
+        let endpoint = transport::server_endpoint(transport::server_config(tls)?, own(&addresses)?, &[id as u8; 32])?;
+        (endpoint, PeerServer::new(&settings, Arc::new(node.clone()), Some(calls)))
+    };
     tokio::spawn(async move {
         while let Some(incoming) = endpoint.accept().await {
             let server = server.clone();
