@@ -88,9 +88,8 @@ pub struct Server {
     left: watch::Sender<Option<String>>,
     shutdown: CancellationToken,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
-    _lock: DataDirLock,
-    /// Consensus and QUIC; the last to go.
-    home: Option<Home>,
+    /// The runtime of consensus and QUIC, and the lock of the data directory; the last to go.
+    base: Option<(Home, DataDirLock)>,
 }
 
 impl Server {
@@ -123,9 +122,9 @@ impl Server {
         });
         let raft = home.run(starting).await.map_err(step("start consensus"))?;
         let consensus = consensus(raft.clone());
-        match Self::on_raft(&config, env, record, peers, raft.clone(), consensus, lock, &home).await {
+        match Self::on_raft(&config, env, record, peers, raft.clone(), consensus, &home).await {
             Ok(mut server) => {
-                server.home = Some(home);
+                server.base = Some((home, lock));
                 Ok(server)
             }
             Err(error) => {
@@ -143,7 +142,6 @@ impl Server {
         peers: Arc<PeerLink>,
         raft: RaftNode<CoreMachine>,
         consensus: RaftConsensus,
-        lock: DataDirLock,
         home: &Home,
     ) -> Result<Server, StartError> {
         let dir = &config.data_dir;
@@ -219,8 +217,7 @@ impl Server {
             left: watch::Sender::new(None),
             shutdown: CancellationToken::new(),
             tasks: Vec::new(),
-            _lock: lock,
-            home: None,
+            base: None,
         };
         let end = || server.shutdown.child_token();
         let (identity_end, gateway_end, announce_end) = (end(), end(), end());
@@ -288,7 +285,7 @@ impl Server {
         // Last: handing leadership over takes the way to the others.
         self.serve_peers.close(CLOSE_PATIENCE).await;
         self.calls.close_endpoint().await;
-        drop(self.home.take());
+        drop(self.base.take());
     }
 }
 
