@@ -12,6 +12,7 @@ use optimus_common::env::Env;
 use optimus_core::state::{LEVEL, ServerFacts};
 use optimus_host::disk::HostDisk;
 use optimus_host::files::DataDirLock;
+use optimus_host::home::Home;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -87,7 +88,8 @@ pub struct Server {
     left: watch::Sender<Option<String>>,
     shutdown: CancellationToken,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
-    _lock: DataDirLock,
+    /// The runtime of consensus and QUIC, and the lock of the data directory; the last to go.
+    base: Option<(Home, DataDirLock)>,
 }
 
 impl Server {
@@ -110,18 +112,21 @@ impl Server {
         let record = record.filter(|r| owner.is_none_or(|id| id == r.server));
         let (machine, consensus) = RaftConsensus::machine();
         let peers = Arc::new(PeerLink::default());
-        let raft = RaftNode::start(RaftConfig {
+        let home = Home::new("consensus").map_err(step("start the thread of consensus"))?;
+        let starting = RaftNode::start(RaftConfig {
             node_id: owner.or(record.as_ref().map(|r| r.server)).unwrap_or(FOUNDER),
             disk,
             machine,
             tuning: Tuning::default(),
             network: peers.clone(),
-        })
-        .await
-        .map_err(step("start consensus"))?;
+        });
+        let raft = home.run(starting).await.map_err(step("start consensus"))?;
         let consensus = consensus(raft.clone());
-        match Self::on_raft(&config, env, record, peers, raft.clone(), consensus, lock).await {
-            Ok(server) => Ok(server),
+        match Self::on_raft(&config, env, record, peers, raft.clone(), consensus, &home).await {
+            Ok(mut server) => {
+                server.base = Some((home, lock));
+                Ok(server)
+            }
             Err(error) => {
                 raft.shutdown().await;
                 Err(error)
@@ -137,7 +142,7 @@ impl Server {
         peers: Arc<PeerLink>,
         raft: RaftNode<CoreMachine>,
         consensus: RaftConsensus,
-        lock: DataDirLock,
+        home: &Home,
     ) -> Result<Server, StartError> {
         let dir = &config.data_dir;
         if record.is_none() {
@@ -167,15 +172,15 @@ impl Server {
         let archive = config.rescue.archive.clone().map(|o| own_dir(&o.dir).map(|disk| (o, disk))).transpose()?;
 
         let settings = identity.peer_settings(Arc::new(identity.members().clone()));
-        let calls = QuicPeers::new(settings.clone()).map_err(step("open a socket to reach other servers"))?;
-        let serve_peers = PeerServer::new(&settings, Arc::new(raft.clone()), Some(calls.clone()));
-        let gateway = Gateway::bind_with_peers(
-            store.clone(),
-            identity.clone(),
-            GatewayConfig { listen: config.agent_listen, advertise: config.advertise.clone(), admin: token.clone() },
-            Some(Arc::new(serve_peers.clone())),
-        )
-        .map_err(step(format!("listen for agents on {} (UDP)", config.agent_listen)))?;
+        let agents = GatewayConfig { listen: config.agent_listen, advertise: config.advertise.clone(), admin: token.clone() };
+        let (calls, serve_peers, gateway) = {
+            let _home = home.enter();
+            let calls = QuicPeers::new(settings.clone()).map_err(step("open a socket to reach other servers"))?;
+            let serve_peers = PeerServer::new(&settings, Arc::new(raft.clone()), Some(calls.clone()));
+            let gateway = Gateway::bind_with_peers(store.clone(), identity.clone(), agents, Some(Arc::new(serve_peers.clone())))
+                .map_err(step(format!("listen for agents on {} (UDP)", config.agent_listen)))?;
+            (calls, serve_peers, gateway)
+        };
         gateway.set_peers(Arc::new(raft.clone()));
         let listener = TcpListener::bind(config.api_listen).await.map_err(step(format!("listen for the API on {}", config.api_listen)))?;
         let api_addr = listener.local_addr().map_err(step("listen for the API"))?;
@@ -212,7 +217,7 @@ impl Server {
             left: watch::Sender::new(None),
             shutdown: CancellationToken::new(),
             tasks: Vec::new(),
-            _lock: lock,
+            base: None,
         };
         let end = || server.shutdown.child_token();
         let (identity_end, gateway_end, announce_end) = (end(), end(), end());
@@ -280,6 +285,7 @@ impl Server {
         // Last: handing leadership over takes the way to the others.
         self.serve_peers.close(CLOSE_PATIENCE).await;
         self.calls.close_endpoint().await;
+        drop(self.base.take());
     }
 }
 

@@ -8,6 +8,7 @@ pub mod entropy;
 pub mod env;
 pub mod failpoint;
 pub mod files;
+pub mod home;
 pub mod spawn;
 pub mod telemetry;
 pub mod tls;

@@ -3,6 +3,7 @@
 //! Windows are a quarter of quinn's defaults' memory at rest and enough for a desired set; no buffer is
 //! held while a stream is idle, since a server has thousands of them.
 
+mod drivers;
 mod reset;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

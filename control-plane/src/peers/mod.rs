@@ -31,6 +31,7 @@ use optimus_host::tls::{self, ExpectedServer, PinnedKeys, Roots, TlsError};
 use optimus_host::transport::{self, SetupError, close};
 use quinn::{Endpoint, VarInt};
 use rustls::client::ResolvesClientCert;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -78,6 +79,8 @@ enum LinkError {
 pub struct QuicPeers {
     settings: PeerSettings,
     endpoint: Endpoint,
+    /// Where links are made, so that their connections are driven there, whoever makes the first call.
+    home: Handle,
     links: Mutex<BTreeMap<u64, (Arc<Link>, CancellationToken)>>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -90,8 +93,8 @@ impl fmt::Debug for QuicPeers {
 }
 
 impl QuicPeers {
-    /// Dials from a UDP socket of its own. The port agents connect to would do, but then a storm of agents could push
-    /// the answers of peers out of its receive buffer, and one task would read for both.
+    /// Dials from a UDP socket of its own, on the caller's runtime. The port agents connect to would do, but then a storm
+    /// of agents could push the answers of peers out of its receive buffer, and one task would read for both.
     ///
     /// # Errors
     /// [`SetupError::Bind`] when the host gives no socket.
@@ -102,7 +105,7 @@ impl QuicPeers {
     /// Dials from `endpoint`.
     pub fn on(settings: PeerSettings, endpoint: Endpoint) -> Arc<Self> {
         let (links, tasks, stop) = (Mutex::default(), TaskTracker::new(), CancellationToken::new());
-        Arc::new(QuicPeers { settings, endpoint, links, tasks, stop })
+        Arc::new(QuicPeers { settings, endpoint, home: Handle::current(), links, tasks, stop })
     }
 
     fn links(&self) -> MutexGuard<'_, BTreeMap<u64, (Arc<Link>, CancellationToken)>> {
@@ -136,7 +139,7 @@ impl QuicPeers {
         };
         let link = Link::new(peer, self.endpoint.clone(), config, self.settings.env.clone());
         let stop = self.stop.child_token();
-        self.tasks.spawn(link.clone().run(stop.clone()));
+        self.tasks.spawn_on(link.clone().run(stop.clone()), &self.home);
         links.insert(peer.id, (link.clone(), stop));
         Ok(link)
     }

@@ -11,8 +11,9 @@ use optimus_host::tls::{PeerIdentity, PinnedKeys, Role};
 use optimus_host::transport::{self, PEER_STREAMS, close};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls_pki_types::CertificateDer;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::wire::{self, BODY_MAX, Fault, PART_MAX};
 use super::{PeerSettings, QuicPeers};
@@ -56,6 +57,7 @@ struct Shared {
     peers: Option<Arc<QuicPeers>>,
     connections: Mutex<BTreeMap<u64, VecDeque<Connection>>>,
     tasks: TaskTracker,
+    home: Handle,
 }
 
 impl fmt::Debug for PeerServer {
@@ -65,7 +67,7 @@ impl fmt::Debug for PeerServer {
 }
 
 impl PeerServer {
-    /// `handler` answers the requests. `peers`, if given, is told which peers came up.
+    /// `handler` answers the requests, on the caller's runtime. `peers`, if given, is told which peers came up.
     pub fn new(settings: &PeerSettings, handler: Arc<dyn PeerHandler>, peers: Option<Arc<QuicPeers>>) -> Self {
         PeerServer(Arc::new(Shared {
             cluster: settings.cluster,
@@ -75,6 +77,7 @@ impl PeerServer {
             peers,
             connections: Mutex::default(),
             tasks: TaskTracker::new(),
+            home: Handle::current(),
         }))
     }
 
@@ -92,7 +95,13 @@ impl PeerServer {
 impl PeerServe for PeerServer {
     fn serve(&self, connection: Connection) -> BoxFuture<'static, ()> {
         let shared = self.0.clone();
-        Box::pin(async move { shared.serve(connection).await })
+        let home = shared.home.clone();
+        Box::pin(async move {
+            let served = AbortOnDropHandle::new(home.spawn(shared.serve(connection))).await;
+            if let Err(error) = served {
+                tracing::error!(%error, "serving a peer ended badly");
+            }
+        })
     }
 
     fn pins(&self) -> Arc<dyn PinnedKeys> {

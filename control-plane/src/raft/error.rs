@@ -59,8 +59,10 @@ pub enum StoreError {
         /// Server that opens it.
         asked: u64,
     },
-    /// There are snapshots but no log: without the vote this server could vote twice in one term.
-    #[error("{file} is missing although there are snapshots beside it: without its vote this server could vote twice; {ADVICE}")]
+    /// There are snapshots or a journal but no log: without the vote this server could vote twice in one term.
+    #[error(
+        "{file} is missing although there are snapshots or a journal beside it: without its vote this server could vote twice; {ADVICE}"
+    )]
     Missing {
         /// File below the data directory.
         file: String,

@@ -19,7 +19,7 @@ use super::fatal::Fatal;
 use super::forward::{Carrier, Forwarder, Proposer};
 use super::log_store::{LogReader, LogStore, WriterHandle};
 use super::machine::Machine;
-use super::network::{Contacts, Pace, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
+use super::network::{Contacts, Early, Pace, PeerError, PeerHandler, PeerNetwork, PeerRpc, PeerTransport, Reply, Request, check_append};
 use super::read_index::{Reader, Rounds};
 use super::receiving::Receiver;
 use super::route::{Compass, Counters, Heard, Jitter, Patience, Traffic};
@@ -107,8 +107,11 @@ impl<M: Machine> RaftNode<M> {
         let (snapshots, newest) = tuning.io.run(move || SnapshotStore::open(snapshot_disk)).await?;
         let snapshots = Arc::new(snapshots);
         let receiver = Arc::new(Receiver::new(snapshots.disk(), fatal.clone(), tuning.io));
-        let (log, writer) = LogStore::open(disk, node_id, snapshots.gate(), fatal.clone(), tuning.io).await?;
+        let (mut log, writer) = LogStore::open(disk, node_id, snapshots.gate(), fatal.clone(), tuning.io).await?;
         let (clock, log_reader) = (Arc::new(Clock::new(&tuning, log.flushes())), log.reader());
+
+        let early = Arc::new(Early::new(node_id, network.clone(), clock.clone()));
+        log.send_early(early.clone());
 
         let at_start = newest.as_ref().and_then(|s| state_machine::mark(&s.meta));
         log.tell_opened(at_start);
@@ -132,8 +135,16 @@ impl<M: Machine> RaftNode<M> {
         let contacts = Contacts::default();
         let (pace, snapshot_ttl) = (Arc::new(Pace::new(tuning.snapshot_rate)), tuning.snapshot_ttl);
         let (transport, contacts_in, clock_in) = (network.clone(), contacts.clone(), clock.clone());
-        let peers =
-            PeerNetwork { transport, snapshot_ttl, clock: clock_in, contacts: contacts_in, pace, io: tuning.io, fatal: fatal.clone() };
+        let peers = PeerNetwork {
+            transport,
+            snapshot_ttl,
+            clock: clock_in,
+            contacts: contacts_in,
+            early,
+            pace,
+            io: tuning.io,
+            fatal: fatal.clone(),
+        };
         let busy = log.busy();
         let raft = match Raft::new(node_id, settings, peers, log, machine).await {
             Ok(raft) => raft,

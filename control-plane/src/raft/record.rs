@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     Request = 7,
     Reply = 8,
     Generation = 9,
+    Journal = 10,
+    JournalHead = 11,
 }
 
 /// Why a record was refused.
@@ -68,6 +70,17 @@ pub(crate) fn seal(kind: Kind, version: u16, place: u64, payload: &[u8]) -> Vec<
     out.extend_from_slice(&crc.to_le_bytes());
     out.extend_from_slice(payload);
     out
+}
+
+/// Whether `bytes` begin like an envelope.
+pub(crate) fn begins(bytes: &[u8]) -> bool {
+    bytes.starts_with(MAGIC)
+}
+
+/// How long the envelope at the start of `bytes` says it is, header included.
+pub(crate) fn length(bytes: &[u8]) -> Option<usize> {
+    let header = bytes.first_chunk::<HEADER>().filter(|h| begins(*h))?;
+    (u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize).checked_add(HEADER)
 }
 
 /// Checks the envelope and gives the version and the payload.

@@ -80,6 +80,35 @@ pub(crate) struct GenerationV1 {
     pub number: u64,
 }
 
+/// The head of the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JournalHeadV1 {
+    /// Whose journal it is.
+    pub node: u64,
+    /// What the numbers of its records are combined with.
+    pub salt: u64,
+}
+
+/// One record of the journal: what one flush made durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JournalV1 {
+    /// The vote given, if one was.
+    pub vote: Option<VoteV1>,
+    /// The newest commit mark, if there is a new one.
+    pub committed: Option<LogIdV1>,
+    /// Entries that follow the last one, in order.
+    pub entries: Vec<JournalEntryV1>,
+}
+
+/// An entry as it is stored in the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JournalEntryV1 {
+    /// Its index.
+    pub index: u64,
+    /// The sealed record of kind `Entry`.
+    pub record: Blob,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MembershipV1 {
     /// One set of voters, two while a change is under way.

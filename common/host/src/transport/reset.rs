@@ -11,7 +11,9 @@ use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{Endpoint, EndpointConfig};
 use quinn_proto::HashedConnectionIdGenerator;
 
-/// Opens `address` for those who dial. `secret`: the same at every start of this server, and no other server's; whoever
+use super::drivers::OpenedOn;
+
+/// Opens `address` for those who dial. All its connections are driven on the caller's runtime. `secret`: the same at every start of this server, and no other server's; whoever
 /// knows it can end connections.
 pub fn server_endpoint(config: quinn::ServerConfig, address: SocketAddr, secret: &[u8; 32]) -> std::io::Result<Endpoint> {
     let key = blake3::derive_key("optimus QUIC stateless reset 1", secret);
@@ -22,8 +24,7 @@ pub fn server_endpoint(config: quinn::ServerConfig, address: SocketAddr, secret:
     endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
     let socket = std::net::UdpSocket::bind(address)?;
     receive_buffer(&socket);
-    let runtime = quinn::default_runtime().ok_or_else(|| std::io::Error::other("no async runtime found"))?;
-    Endpoint::new(endpoint, Some(config), socket, runtime)
+    Endpoint::new(endpoint, Some(config), socket, OpenedOn::current()?)
 }
 
 /// Room for packets that came while this process did something else. A small packet takes about 1 KiB of it, so the

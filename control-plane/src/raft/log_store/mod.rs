@@ -1,8 +1,9 @@
-//! The durable Raft log and vote on redb.
+//! The durable Raft log and vote on redb, with a [journal] before it.
 //!
 //! ```text
-//! RaftCore --save_vote/append/truncate/purge--> queue --> writer: one transaction, one flush --> answers
-//! replication, apply <--read-- cached end of the log, else a redb read transaction
+//! RaftCore --save_vote/append--> queue --> writer: one record in the journal, one flush --> answers
+//! RaftCore --truncate/purge----> queue --> writer: redb, with all that only the journal holds, one flush --> answers
+//! replication, apply <--read-- the end of the log in memory, before it redb
 //! ```
 //! Guards of ours on top of openraft 0.9.25, each found necessary by simulation:
 //! - **G1**: a server's own committed vote is read back as uncommitted at start, so that it stands for election instead
@@ -11,6 +12,7 @@
 //!   leave neither the entries nor the state they led to.
 
 mod compaction;
+mod journal;
 mod tables;
 mod tail;
 mod witness;
@@ -25,6 +27,7 @@ use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
 use openraft::{AsyncRuntime, ErrorSubject, ErrorVerb, OptionalSend, RaftLogReader, StorageIOError};
 use optimus_common::disk::Disk;
 use optimus_common::planted::planted;
+use rand_core_06::RngCore;
 use redb::Database;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -34,6 +37,7 @@ use super::IoMode;
 use super::clock::Latency;
 use super::error::{StoreError, chain, invalid};
 use super::fatal::Fatal;
+use super::network::Early;
 use super::runtime::{Mark, Runtime, Stored, stored, watched};
 use super::types::{Entry, LogId, StorageError, Types, Vote};
 
@@ -58,6 +62,8 @@ pub(crate) struct Shared {
     /// Taken out at the end, so that redb closes the file cleanly.
     db: RwLock<Option<Database>>,
     view: Mutex<View>,
+    /// Newest commit mark not written yet. It only saves work at the next start, and rides with the next flush.
+    committed: Mutex<Option<LogId>>,
     fatal: Fatal,
     /// How long the flushes take; election timers follow it.
     flushes: Arc<Latency>,
@@ -89,6 +95,10 @@ impl Shared {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn committed(&self) -> MutexGuard<'_, Option<LogId>> {
+        self.committed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn close(&self) {
         let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
         // redb writes its allocator state when it closes, which spares the next start a repair. On a failing disk that
@@ -113,25 +123,28 @@ impl Shared {
             Bound::Excluded(i) => *i,
             Bound::Unbounded => u64::MAX,
         };
-        let (start, end) = {
+        let (range, after) = {
             let view = self.view();
             let start = start.max(view.purged.map_or(0, |p| p.index + 1));
             let end = end.min(view.last.map_or(0, |l| l.index + 1));
             if start >= end {
                 return Ok(Vec::new());
             }
-            if let Some(entries) = view.tail.read(start..=end - 1, max_bytes) {
-                return Ok(entries);
+            match view.tail.first() {
+                Some(first) if first <= start => return Ok(view.tail.read(start..=end - 1, max_bytes)),
+                // What redb does not hold is in the tail. A bounded read may end before it.
+                Some(first) if first < end => {
+                    let after = if max_bytes == usize::MAX { view.tail.read(first..=end - 1, max_bytes) } else { Vec::new() };
+                    (start..=first - 1, after)
+                }
+                _ => (start..=end - 1, Vec::new()),
             }
-            (start, end)
         };
         let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
         let db = db.as_ref().ok_or_else(|| StoreError::Stopped("the store is closed".to_owned()))?;
-        let entries = tables::without_panic(|| tables::read(db, start..=end - 1, max_bytes));
-        if let Err(e) = &entries {
-            self.fatal.raise(chain(e));
-        }
-        entries
+        let mut entries = tables::without_panic(|| tables::read(db, range, max_bytes)).inspect_err(|e| self.fatal.raise(chain(e)))?;
+        entries.extend(after);
+        Ok(entries)
     }
 }
 
@@ -158,6 +171,8 @@ pub(crate) struct LogStore {
     gate: SnapshotGate,
     committed: Option<LogId>,
     node: u64,
+    /// Told of new entries the moment they are being written.
+    early: Option<Arc<Early>>,
 }
 
 /// Ends the writer.
@@ -212,18 +227,23 @@ impl LogStore {
         forced: Option<usize>,
     ) -> Result<(Self, WriterHandle), StoreError> {
         let opening = disk.clone();
-        let (db, opened) = io.run(move || tables::open(&*opening, node)).await?;
+        let (bytes, salt) = match io {
+            IoMode::Threads => (journal::BYTES, Runtime::thread_rng().next_u64()),
+            IoMode::Inline => (journal::BYTES_INLINE, Runtime::thread_rng().next_u64()),
+        };
+        let (db, opened, journal) = io.run(move || tables::open(&*opening, node, bytes, salt)).await?;
         let view = View { vote: opened.vote, purged: opened.purged, last: opened.last, tail: Tail::default() };
         let shared = Arc::new(Shared {
             db: RwLock::new(Some(db)),
             view: Mutex::new(view),
+            committed: Mutex::default(),
             fatal,
             flushes: Arc::default(),
             strict: AtomicBool::new(true),
             busy: AtomicUsize::new(0),
         });
         let (queue, waiting) = mpsc::channel(writer::QUEUE);
-        let writer = Writer::new(shared.clone(), disk, &opened, forced);
+        let writer = Writer::new(shared.clone(), disk, &opened, journal, forced);
         let mut handle = WriterHandle { queue: queue.clone(), thread: None, task: None };
         match io {
             IoMode::Threads => {
@@ -232,7 +252,7 @@ impl LogStore {
             }
             IoMode::Inline => handle.task = Some(Runtime::spawn(writer.run_inline(waiting))),
         }
-        Ok((Self { shared, queue, gate, committed: opened.committed, node }, handle))
+        Ok((Self { shared, queue, gate, committed: opened.committed, node, early: None }, handle))
     }
 
     #[cfg(test)]
@@ -281,11 +301,22 @@ impl LogStore {
         LogReader(self.shared.clone())
     }
 
+    /// Has new entries of this server, when it leads, sent while they are written.
+    pub(crate) fn send_early(&mut self, early: Arc<Early>) {
+        self.early = Some(early);
+    }
+
     async fn perform(&self, op: impl FnOnce(Done) -> Op) -> Result<(), StoreError> {
+        self.perform_and(op, || ()).await
+    }
+
+    /// Queues the operation, does `meanwhile`, and waits for the operation.
+    async fn perform_and(&self, op: impl FnOnce(Done) -> Op, meanwhile: impl FnOnce()) -> Result<(), StoreError> {
         let _busy = Counted::new(&self.shared.busy);
         let (done, answer) = oneshot::channel();
         let stopped = || StoreError::Stopped(self.shared.fatal.get().unwrap_or_else(|| "the writer has ended".to_owned()));
         self.queue.send(op(done)).await.map_err(|_| stopped())?;
+        meanwhile();
         answer.await.map_err(|_| stopped())?
     }
 
@@ -367,10 +398,10 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
-        // Not worth a flush of its own, nor an error: a stopped writer says so at the next append.
+        // Not worth a flush of its own, nor a turn of the writer.
         if let Some(id) = committed {
             stored(|| Stored::Committed(id.into()));
-            let _ = self.queue.send(Op::Committed(id)).await;
+            *self.shared.committed() = Some(id);
             self.committed = Some(id);
         }
         Ok(())
@@ -389,7 +420,17 @@ impl RaftLogStorage<Types> for LogStore {
         // openraft 0.9 waits for the callback before it goes on, so waiting here costs nothing and makes "readable when
         // append returns" the same moment as "durable".
         let marks: Option<Vec<Mark>> = watched().then(|| entries.iter().map(Mark::from).collect());
-        match self.perform(|done| Op::Append(entries, done)).await {
+        let (vote, prev) = {
+            let view = self.shared.view();
+            (view.vote, view.last)
+        };
+        let copy = self.early.as_ref().filter(|early| early.wanted(vote, prev, &entries)).map(|early| (early, entries.clone()));
+        let send = || {
+            if let (Some((early, entries)), Some(vote)) = (copy, vote) {
+                early.send(vote, prev, self.committed, entries);
+            }
+        };
+        match self.perform_and(|done| Op::Append(entries, done), send).await {
             Ok(()) => {
                 stored(|| Stored::Appended(marks.unwrap_or_default()));
                 callback.log_io_completed(Ok(()));

@@ -11,6 +11,7 @@ use optimus_common::disk::Disk;
 use optimus_host::disk::RedbFile;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
+use super::journal::{self, JOURNAL, Journal};
 use super::witness::Witness;
 use crate::raft::error::StoreError;
 use crate::raft::record::{self, Damage, Kind};
@@ -50,10 +51,11 @@ pub(crate) struct Opened {
     pub generation: u64,
 }
 
-/// Opens or creates the file, checks every page and every record, and claims it for `node`.
+/// Opens or creates the file and its journal (of `bytes`, with `salt`), takes over what only the journal has, checks every
+/// page and every record, and claims both for `node`.
 ///
 /// A damaged file gives an error; redb says it may panic on one, so a panic is turned into an error too.
-pub(crate) fn open(disk: &dyn Disk, node: u64) -> Result<(Database, Opened), StoreError> {
+pub(crate) fn open(disk: &dyn Disk, node: u64, bytes: u64, salt: u64) -> Result<(Database, Opened, Journal), StoreError> {
     without_panic(|| {
         if !disk.exists(FILE).map_err(|e| StoreError::io("look for", FILE, e))? {
             create(disk, node)?;
@@ -65,9 +67,11 @@ pub(crate) fn open(disk: &dyn Disk, node: u64) -> Result<(Database, Opened), Sto
         }
         let db = database(disk, FILE)?;
         belongs_to(&db, node)?;
+        journal::fold(disk, &db, node)?;
         let opened = check(&db)?;
         witnessed(disk, opened.generation)?;
-        Ok((db, opened))
+        let journal = Journal::open(disk, node, bytes, salt)?;
+        Ok((db, opened, journal))
     })
 }
 
@@ -111,6 +115,7 @@ impl Offline {
                 let nobody = || StoreError::damaged(FILE, "meta", OWNER, Damage::Content("the record is missing".to_owned()));
                 read_meta::<OwnerV1>(&meta, Kind::Owner, OWNER)?.ok_or_else(nobody)?.node
             };
+            journal::fold(disk, &db, owner)?;
             let opened = check(&db)?;
             Ok(Self { db, opened, owner })
         })
@@ -151,7 +156,7 @@ pub(crate) fn database(disk: &dyn Disk, name: &str) -> Result<Database, StoreErr
 /// would be refused for ever.
 fn create(disk: &dyn Disk, node: u64) -> Result<(), StoreError> {
     let names = disk.list().map_err(|e| StoreError::io("list the directory of", FILE, e))?;
-    if names.iter().any(|n| snapshots::is_finished(n)) {
+    if names.iter().any(|n| snapshots::is_finished(n) || n == JOURNAL) {
         return Err(StoreError::Missing { file: FILE.to_owned() });
     }
     build(disk, node, |_| Ok(()))
@@ -267,7 +272,7 @@ fn believable_commit(log: &impl ReadableTable<u64, &'static [u8]>, opened: &Open
     Ok((entry.log_id == committed).then_some(committed))
 }
 
-fn read_meta<T: serde::de::DeserializeOwned>(
+pub(super) fn read_meta<T: serde::de::DeserializeOwned>(
     meta: &impl ReadableTable<&'static str, &'static [u8]>,
     kind: Kind,
     key: &'static str,

@@ -1,5 +1,6 @@
 //! The end of the log in memory: what was just appended is about to be sent to peers and applied, and need not be
-//! read and decoded again for that.
+//! read and decoded again for that. Entries that only the journal holds on disk are always here, for nobody reads them
+//! from there.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -7,9 +8,9 @@ use std::ops::RangeInclusive;
 use super::writer::TailChange;
 use crate::raft::types::Entry;
 
-/// Most entries kept.
+/// Most entries kept, beyond those that only the journal holds (bounded by its size).
 const MAX_ENTRIES: usize = 1024;
-/// Most encoded bytes kept; at least the newest entry stays.
+/// Most encoded bytes kept beyond those; at least the newest entry stays.
 const MAX_BYTES: usize = 8 << 20;
 
 /// Consecutive durable entries up to the last one, with their encoded size.
@@ -17,9 +18,30 @@ const MAX_BYTES: usize = 8 << 20;
 pub(crate) struct Tail {
     entries: VecDeque<(Entry, usize)>,
     bytes: usize,
+    /// The first entry the database does not hold.
+    pinned: Option<u64>,
 }
 
 impl Tail {
+    /// Keeps every entry from `first` on, however many.
+    pub(crate) fn pin(&mut self, first: Option<u64>) {
+        self.pinned = first;
+        self.shrink();
+    }
+
+    fn shrink(&mut self) {
+        let full = |tail: &Self| tail.entries.len() > MAX_ENTRIES || (tail.bytes > MAX_BYTES && tail.entries.len() > 1);
+        let free = |tail: &Self| tail.entries.front().is_some_and(|(e, _)| tail.pinned.is_none_or(|p| e.log_id.index < p));
+        while full(self) && free(self) {
+            self.drop_first();
+        }
+    }
+
+    /// Index of the first entry held here.
+    pub(crate) fn first(&self) -> Option<u64> {
+        self.entries.front().map(|(e, _)| e.log_id.index)
+    }
+
     pub(crate) fn apply(&mut self, change: TailChange) {
         match change {
             TailChange::Append(new) => {
@@ -31,9 +53,7 @@ impl Tail {
                     self.bytes += bytes;
                     self.entries.push_back((entry, bytes));
                 }
-                while self.entries.len() > MAX_ENTRIES || (self.bytes > MAX_BYTES && self.entries.len() > 1) {
-                    self.drop_first();
-                }
+                self.shrink();
             }
             TailChange::Truncate(from) => {
                 while self.entries.back().is_some_and(|(e, _)| e.log_id.index >= from) {
@@ -56,22 +76,20 @@ impl Tail {
         }
     }
 
-    /// The entries of `range` up to about `max_bytes` (at least one), when the whole range is held here.
-    pub(crate) fn read(&self, range: RangeInclusive<u64>, max_bytes: usize) -> Option<Vec<Entry>> {
-        let first = self.entries.front()?.0.log_id.index;
-        let last = self.entries.back()?.0.log_id.index;
-        if *range.start() < first || *range.end() > last {
-            return None;
-        }
+    /// The entries of `range` that are held here, about `max_bytes` of them and at least one.
+    pub(crate) fn read(&self, range: RangeInclusive<u64>, max_bytes: usize) -> Vec<Entry> {
+        let Some(first) = self.first() else { return Vec::new() };
+        let skip = range.start().saturating_sub(first) as usize;
+        let held = self.entries.iter().skip(skip).take_while(|(e, _)| e.log_id.index <= *range.end());
         let mut bytes = 0usize;
         let mut out = Vec::new();
-        for (entry, size) in self.entries.range((range.start() - first) as usize..=(range.end() - first) as usize) {
+        for (entry, size) in held {
             bytes = bytes.saturating_add(*size);
             if bytes > max_bytes && !out.is_empty() {
                 break;
             }
             out.push(entry.clone());
         }
-        Some(out)
+        out
     }
 }

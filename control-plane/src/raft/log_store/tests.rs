@@ -2,6 +2,7 @@
 
 mod compaction;
 mod crash_points;
+mod journaled;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! The one writer of the Raft file.
 //!
 //! Votes, appends, truncations and purges go through one bounded queue and are never reordered: losing that order
-//! loses committed data. The writer takes everything that waits, puts it into one transaction with one flush, and only
-//! then answers. After any failure it answers nothing but the failure, and raises the fatal signal: a failed flush must
+//! loses committed data. The writer takes everything that waits, puts it into one record of the [journal](super::journal)
+//! or into one transaction of redb, with one flush, and only then answers. A transaction always holds all that the journal
+//! had before it, so that redb is a state the journal's records follow, or has them all. After any failure it answers nothing but the failure, and raises the fatal signal: a failed flush must
 //! not be retried, because the kernel may have dropped the pages and report success the second time.
 
 use std::sync::atomic::Ordering;
@@ -16,14 +17,15 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
 use super::compaction::{Compactor, Stepped};
+use super::journal::{JOURNAL, Journal};
 use super::tables::{self, COMMITTED, FILE, GENERATION, LOG, META, PURGED, VOTE};
 use super::witness::Witness;
 use crate::raft::election::Now;
 use crate::raft::error::{StoreError, chain};
 use crate::raft::record::{Damage, Kind};
 use crate::raft::runtime;
-use crate::raft::stored::{EntryV1, GenerationV1, LogIdV1, VoteV1, encode};
-use crate::raft::types::{Entry, LogId, Vote};
+use crate::raft::stored::{EntryV1, GenerationV1, JournalEntryV1, JournalV1, LogIdV1, VoteV1, encode};
+use crate::raft::types::{Blob, Entry, LogId, Vote};
 
 /// Operations waiting for the writer; beyond it callers wait.
 pub(crate) const QUEUE: usize = 1024;
@@ -34,22 +36,20 @@ const PURGE_SLICE: u64 = 512;
 
 pub(crate) type Done = oneshot::Sender<Result<(), StoreError>>;
 
-/// One operation. `Committed` has no answer: it only saves work at the next start, and rides with the next flush.
+/// One operation.
 #[derive(Debug)]
 pub(crate) enum Op {
     Vote(Vote, Done),
     Append(Vec<Entry>, Done),
     Truncate(u64, Done),
     Purge(LogId, Done),
-    Committed(LogId),
     Stop(Done),
 }
 
 impl Op {
-    fn done(self) -> Option<Done> {
+    fn done(self) -> Done {
         match self {
-            Op::Vote(_, done) | Op::Append(_, done) | Op::Truncate(_, done) | Op::Purge(_, done) | Op::Stop(done) => Some(done),
-            Op::Committed(_) => None,
+            Op::Vote(_, done) | Op::Append(_, done) | Op::Truncate(_, done) | Op::Purge(_, done) | Op::Stop(done) => done,
         }
     }
 }
@@ -65,8 +65,9 @@ pub(crate) struct Writer {
     generation: u64,
     /// Unset when it cannot be written: it is evidence, and nothing stands on it.
     witness: Option<Witness>,
-    /// Newest commit mark not written yet.
-    committed: Option<LogId>,
+    journal: Journal,
+    /// What only the journal holds. Bounded by its size.
+    gathered: JournalV1,
     compactor: Compactor,
     /// When the disk work of this group began; set by a simulated disk, whose delay comes before it.
     began: Option<Now>,
@@ -76,7 +77,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, opened: &tables::Opened, forced: Option<usize>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>, opened: &tables::Opened, journal: Journal, forced: Option<usize>) -> Self {
         let stale_from = opened.oldest.filter(|o| opened.purged.is_some_and(|p| *o <= p.index));
         let witness = Witness::open(&*disk).map_err(|e| tracing::warn!(error = %e, "no witness beside the raft log")).ok();
         let (live, generation) = (opened.live, opened.generation);
@@ -87,7 +88,8 @@ impl Writer {
             live,
             generation,
             witness,
-            committed: None,
+            journal,
+            gathered: JournalV1::default(),
             compactor: Compactor::new(forced),
             began: None,
             threads: false,
@@ -221,7 +223,7 @@ impl Writer {
         {
             self.shared.fatal.raise(chain(e));
         }
-        for done in group.drain(..).filter_map(Op::done) {
+        for done in group.drain(..).map(Op::done) {
             // A caller that went away does not need the answer.
             let _ = done.send(result.clone());
         }
@@ -229,65 +231,128 @@ impl Writer {
     }
 
     fn commit(&mut self, group: &[Op]) -> Result<(), StoreError> {
-        for op in group {
-            if let Op::Committed(id) = op {
-                self.committed = Some(*id);
-            }
+        if group.is_empty() {
+            return self.transact(group); // deletes what was purged
         }
-        let only_marks = group.iter().all(|op| matches!(op, Op::Committed(_)));
-        if only_marks && (!group.is_empty() || self.stale_from.is_none()) {
+        // At the end all goes to redb: an older version of optimus knows of no journal.
+        let nothing = self.gathered == JournalV1::default() && self.shared.committed().is_none();
+        if nothing && matches!(group, [Op::Stop(_)]) {
             return Ok(());
         }
+        match self.record(group)? {
+            Some((record, step)) => self.journal(group, &record, step),
+            None => self.transact(group),
+        }
+    }
+
+    /// The journal's record of a group, if it is a matter for the journal and has room there.
+    fn record(&self, group: &[Op]) -> Result<Option<(Vec<u8>, Step)>, StoreError> {
+        let mut step = Step::new(&self.shared, self.live);
+        step.committed = *self.shared.committed();
+        let mut content = JournalV1 { committed: step.committed.map(LogIdV1::from), ..JournalV1::default() };
+        for op in group {
+            match op {
+                Op::Vote(vote, _) => {
+                    content.vote = Some(VoteV1::from(*vote));
+                    step.vote = Some(*vote);
+                }
+                Op::Append(entries, _) if follows(entries, &step) => {
+                    let mut kept = Vec::with_capacity(entries.len());
+                    for entry in entries {
+                        let record = encode(Kind::Entry, entry.log_id.index, &EntryV1::from(entry));
+                        kept.push((entry.clone(), record.len()));
+                        content.entries.push(JournalEntryV1 { index: entry.log_id.index, record: Blob(record.into()) });
+                        step.last = Some(entry.log_id);
+                    }
+                    step.tail.push(TailChange::Append(kept));
+                }
+                // An append that does not follow is refused, or what a test asks for.
+                Op::Append(..) | Op::Truncate(..) | Op::Purge(..) | Op::Stop(_) => return Ok(None),
+            }
+        }
+        let record = self.journal.record(self.generation + 1, &content);
+        step.gathered = content;
+        Ok(record.map(|record| (record, step)))
+    }
+
+    /// Makes a group durable in the journal.
+    fn journal(&mut self, group: &[Op], record: &[u8], mut step: Step) -> Result<(), StoreError> {
+        let fail = |e| StoreError::io("write and flush", JOURNAL, e);
+        let started = self.began.take().unwrap_or_else(Now::now);
+        let votes = group.iter().any(|op| matches!(op, Op::Vote(..)));
+        self.journal.write(record).map_err(fail)?;
+        before_flush(votes, false)?;
+        let skipped = (planted("ack-before-fsync") && group.iter().all(|op| matches!(op, Op::Append(..))))
+            || (planted("vote-without-fsync") && group.iter().all(|op| matches!(op, Op::Vote(..))));
+        if !skipped {
+            self.journal.sync().map_err(fail)?;
+        }
+        after_flush(votes, false);
+        self.shared.flushes.record(Now::now() - started);
+        let content = std::mem::take(&mut step.gathered);
+        self.gathered.vote = content.vote.or(self.gathered.vote);
+        self.gathered.committed = content.committed.or(self.gathered.committed);
+        self.gathered.entries.extend(content.entries);
+        step.stale_from = self.stale_from;
+        self.done(step);
+        Ok(())
+    }
+
+    /// Makes all that was gathered and a group durable in redb.
+    fn transact(&mut self, group: &[Op]) -> Result<(), StoreError> {
         let shared = self.shared.clone();
         let db = shared.db.read().unwrap_or_else(PoisonError::into_inner);
         let db: &Database = db.as_ref().ok_or_else(|| StoreError::Stopped("the store is closed".to_owned()))?;
-        let mut write = db.begin_write().map_err(|e| StoreError::redb("write", FILE, e))?;
-        if (planted("ack-before-fsync") && group.iter().all(|op| matches!(op, Op::Append(..))))
-            || (planted("vote-without-fsync") && group.iter().all(|op| matches!(op, Op::Vote(..))))
-        {
-            let _ = write.set_durability(redb::Durability::None);
-        }
+        let write = db.begin_write().map_err(|e| StoreError::redb("write", FILE, e))?;
         let mut step = Step::new(&shared, self.live);
         self.fill(&write, group, &mut step)?;
         let purges = step.stale_from != self.stale_from || step.purged != shared.view().purged;
         let votes = group.iter().any(|op| matches!(op, Op::Vote(..)));
-        for (here, point) in [(true, "log.before_sync"), (votes, "vote.before_sync"), (purges, "purge.before_sync")] {
-            if here {
-                failpoint::fails(point).map_err(|e| StoreError::io("flush", FILE, e))?;
-            }
-        }
+        before_flush(votes, purges)?;
         let started = self.began.take().unwrap_or_else(Now::now);
         write.commit().map_err(|e| StoreError::redb("flush", FILE, e))?;
         shared.flushes.record(Now::now() - started);
-        for (here, point) in [(true, "log.after_sync"), (votes, "vote.after_sync"), (purges, "purge.after_sync")] {
-            if here {
-                failpoint::hit(point);
+        after_flush(votes, purges);
+        if self.stale_from.is_some() && step.stale_from.is_none() || step.purged != shared.view().purged {
+            self.compactor.deleted();
+        }
+        // In this order: what was gathered was in the file before the group.
+        let bytes = self.gathered.entries.iter().map(|e| e.record.0.len()).sum();
+        self.compactor.appended(bytes);
+        for change in &step.tail {
+            match change {
+                TailChange::Append(new) => self.compactor.appended(new.iter().map(|(_, bytes)| bytes).sum()),
+                TailChange::Truncate(from) => self.compactor.truncated(*from),
+                TailChange::Purge(_) => {}
             }
         }
+        self.journal.restart();
+        self.gathered = JournalV1::default();
+        self.done(step);
+        Ok(())
+    }
+
+    /// A group is durable: readers may see it.
+    fn done(&mut self, step: Step) {
         self.generation += 1;
         if let Some(Err(e)) = self.witness.as_ref().map(|w| w.note(self.generation)) {
             tracing::warn!(error = %e, "failed to write the witness of the raft log; going on without");
             self.witness = None;
         }
-        if self.stale_from.is_some() && step.stale_from.is_none() || step.purged != shared.view().purged {
-            self.compactor.deleted();
-        }
         self.stale_from = step.stale_from;
         self.live = step.live;
-        self.committed = None;
-        let mut view = shared.view();
+        {
+            let mut committed = self.shared.committed();
+            *committed = committed.filter(|c| step.committed != Some(*c));
+        }
+        let mut view = self.shared.view();
         view.vote = step.vote;
         view.purged = step.purged;
         view.last = step.last;
+        view.tail.pin(self.gathered.entries.first().map(|e| e.index));
         for change in step.tail {
-            match &change {
-                TailChange::Append(new) => self.compactor.appended(new.iter().map(|(_, bytes)| bytes).sum()),
-                TailChange::Truncate(from) => self.compactor.truncated(*from),
-                TailChange::Purge(_) => {}
-            }
             view.tail.apply(change);
         }
-        Ok(())
     }
 
     fn fill(&self, write: &WriteTransaction, group: &[Op], step: &mut Step) -> Result<(), StoreError> {
@@ -295,6 +360,13 @@ impl Writer {
         let mut log = write.open_table(LOG).map_err(|e| fail(e.into()))?;
         let mut meta = write.open_table(META).map_err(|e| fail(e.into()))?;
         step.stale_from = self.stale_from;
+        for entry in &self.gathered.entries {
+            let replaced = log.insert(entry.index, &*entry.record.0).map_err(|e| fail(e.into()))?;
+            step.live = (step.live + entry.record.0.len() as u64).saturating_sub(replaced.map_or(0, |old| old.value().len() as u64));
+        }
+        if let Some(vote) = &self.gathered.vote {
+            meta.insert(VOTE, encode(Kind::Vote, 0, vote).as_slice()).map_err(|e| fail(e.into()))?;
+        }
         for op in group {
             match op {
                 Op::Vote(vote, _) => {
@@ -315,11 +387,12 @@ impl Writer {
                     let first = log.first().map_err(|e| fail(e.into()))?.map(|(k, _)| k.value());
                     step.stale_from = first.filter(|f| *f <= upto.index);
                 }
-                Op::Purge(..) | Op::Committed(_) | Op::Stop(_) => {}
+                Op::Purge(..) | Op::Stop(_) => {}
             }
         }
-        if let Some(committed) = self.committed {
-            let bytes = encode(Kind::Committed, 0, &LogIdV1::from(committed));
+        step.committed = *self.shared.committed();
+        if let Some(committed) = step.committed.map(LogIdV1::from).or(self.gathered.committed) {
+            let bytes = encode(Kind::Committed, 0, &committed);
             meta.insert(COMMITTED, bytes.as_slice()).map_err(|e| fail(e.into()))?;
         }
         let generation = encode(Kind::Generation, 0, &GenerationV1 { number: self.generation + 1 });
@@ -328,7 +401,31 @@ impl Writer {
     }
 }
 
-/// What a transaction changes, taken over only once it is durable.
+/// Failpoints before a flush, which are to look like one that failed.
+fn before_flush(votes: bool, purges: bool) -> Result<(), StoreError> {
+    for (here, point) in [(true, "log.before_sync"), (votes, "vote.before_sync"), (purges, "purge.before_sync")] {
+        if here {
+            failpoint::fails(point).map_err(|e| StoreError::io("flush", FILE, e))?;
+        }
+    }
+    Ok(())
+}
+
+fn after_flush(votes: bool, purges: bool) {
+    for (here, point) in [(true, "log.after_sync"), (votes, "vote.after_sync"), (purges, "purge.after_sync")] {
+        if here {
+            failpoint::hit(point);
+        }
+    }
+}
+
+/// Whether `entries` go on, without a hole, where the log will end.
+fn follows(entries: &[Entry], step: &Step) -> bool {
+    let mut last = step.last.map(|l| l.index);
+    entries.iter().all(|e| last.replace(e.log_id.index).is_none_or(|l| l.checked_add(1) == Some(e.log_id.index)))
+}
+
+/// What a group changes, taken over only once it is durable.
 struct Step {
     vote: Option<Vote>,
     purged: Option<LogId>,
@@ -336,6 +433,9 @@ struct Step {
     stale_from: Option<u64>,
     live: u64,
     tail: Vec<TailChange>,
+    committed: Option<LogId>,
+    /// What it puts into the journal.
+    gathered: JournalV1,
     strict: bool,
 }
 
@@ -350,7 +450,8 @@ impl Step {
     fn new(shared: &Shared, live: u64) -> Self {
         let strict = shared.strict.load(Ordering::Relaxed);
         let view = shared.view();
-        Self { vote: view.vote, purged: view.purged, last: view.last, stale_from: None, live, tail: Vec::new(), strict }
+        let (vote, purged, last) = (view.vote, view.purged, view.last);
+        Self { vote, purged, last, stale_from: None, live, tail: Vec::new(), committed: None, gathered: JournalV1::default(), strict }
     }
 }
 

@@ -15,9 +15,9 @@ use super::super::IoMode;
 use super::super::clock::Clock;
 use super::super::fatal::Fatal as Signal;
 use super::super::runtime::Runtime;
-use super::super::types::{AppendRequest, Types, Vote};
+use super::super::types::{AppendRequest, LogId, Types, Vote};
 use super::wire::{Reply, Request};
-use super::{Pace, Peer, PeerError, PeerRpc, PeerTransport, check_append};
+use super::{Early, Pace, Peer, PeerError, PeerRpc, PeerTransport, check_append};
 
 /// Pause before a peer that could not be reached is tried again. Short: it is also how long a peer that is back, or whose
 /// message was lost, waits for its next heartbeat.
@@ -33,6 +33,8 @@ pub(crate) struct PeerNetwork {
     /// Says how long an append or a vote may take.
     pub clock: Arc<Clock>,
     pub contacts: Contacts,
+    /// Entries that are on their way before openraft sends them.
+    pub early: Arc<Early>,
     /// Shared by all peers: how fast snapshots leave this server.
     pub pace: Arc<Pace>,
     pub io: IoMode,
@@ -64,8 +66,8 @@ impl RaftNetworkFactory<Types> for PeerNetwork {
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> PeerClient {
         let peer = Peer { id: target, addr: node.addr.clone() };
         let (transport, pace, fatal) = (self.transport.clone(), self.pace.clone(), self.fatal.clone());
-        let (snapshot_ttl, clock, contacts) = (self.snapshot_ttl, self.clock.clone(), self.contacts.clone());
-        PeerClient { transport, peer, snapshot_ttl, clock, contacts, pace, io: self.io, fatal }
+        let (snapshot_ttl, clock, contacts, early) = (self.snapshot_ttl, self.clock.clone(), self.contacts.clone(), self.early.clone());
+        PeerClient { transport, peer, snapshot_ttl, clock, contacts, early, sends_entries: false, told: None, pace, io: self.io, fatal }
     }
 }
 
@@ -78,6 +80,11 @@ pub(crate) struct PeerClient {
     pub(super) fatal: Signal,
     clock: Arc<Clock>,
     contacts: Contacts,
+    early: Arc<Early>,
+    /// Whether it has sent entries.
+    sends_entries: bool,
+    /// The newest commit it has spoken of.
+    told: Option<LogId>,
 }
 
 impl PeerClient {
@@ -104,9 +111,24 @@ impl RaftNetwork<Types> for PeerClient {
             tracing::warn!(peer = self.peer.id, %refusal, "a stale replication stream was stopped");
             return Err(unreachable(PeerError::Refused(refusal.to_string())));
         }
-        let body = Request::encode_append(self.peer.id, &rpc);
-        let answer = self.call(PeerRpc::Append, body, self.clock.call_ttl()).await;
-        answer.and_then(|b| Reply::decode_append(&b)).map_err(unreachable)
+        // Not so heartbeats, and what a read asks by a client of its own: they must not wait.
+        let notice = self.sends_entries && rpc.entries.is_empty() && rpc.leader_commit > self.told;
+        self.sends_entries |= !rpc.entries.is_empty();
+        self.told = self.told.max(rpc.leader_commit);
+        let matching = (rpc.vote, rpc.entries.last().map(|e| e.log_id).or(rpc.prev_log_id));
+        let answer = match self.early.answer(self.peer.id, &rpc, notice).await {
+            Some(answer) => {
+                self.contacts.heard(self.peer.id);
+                answer
+            }
+            None => {
+                let body = Request::encode_append(self.peer.id, &rpc);
+                let answer = self.call(PeerRpc::Append, body, self.clock.call_ttl()).await;
+                answer.and_then(|b| Reply::decode_append(&b)).map_err(unreachable)?
+            }
+        };
+        self.early.confirmed(&self.peer, matching, &answer);
+        Ok(answer)
     }
 
     async fn vote(&mut self, rpc: VoteRequest<u64>, _: RPCOption) -> Result<VoteResponse<u64>, CallError> {
@@ -165,6 +187,7 @@ mod tests {
             snapshot_ttl: Duration::from_secs(1),
             clock: Arc::new(Clock::new(&crate::raft::Tuning::fast(), Arc::default())),
             contacts: Contacts::default(),
+            early: Arc::new(Early::new(1, transport.clone(), Arc::new(Clock::new(&crate::raft::Tuning::fast(), Arc::default())))),
             pace: Arc::new(Pace::new(1 << 20)),
             io: IoMode::Inline,
             fatal: Signal::new(),

@@ -3,6 +3,7 @@
 //! The transport (QUIC with mTLS) authenticates the peer and moves bytes; what the bytes mean, and guard G3, live here.
 
 mod client;
+mod early;
 pub(crate) mod forwarded;
 mod guard;
 mod memory;
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 pub(crate) use self::client::{Contacts, PeerNetwork};
+pub(crate) use self::early::Early;
 pub use self::guard::{Refusal, check_append};
 pub use self::memory::MemoryNetwork;
 pub(crate) use self::snapshot::{PART, Pace};

@@ -14,7 +14,7 @@ impl Invariant for Restarts {
     fn on(&mut self, event: &Event<'_>, model: &Model) -> Result<(), String> {
         let Event::Refused { server, reason, expected } = *event else { return Ok(()) };
         if model.server(server).damaged {
-            let names_file = reason.contains("raft.redb") || reason.contains("snapshot-");
+            let names_file = reason.contains("raft.redb") || reason.contains("raft.journal") || reason.contains("snapshot-");
             return if names_file {
                 Ok(())
             } else {

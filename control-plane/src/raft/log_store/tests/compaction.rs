@@ -79,7 +79,7 @@ async fn without_space_a_compaction_is_given_up_and_the_log_goes_on() {
         tokio::task::yield_now().await;
     }
     assert_eq!(o.fatal.get(), None);
-    assert_eq!(disk.list().unwrap(), [tables::FILE, "raft.witness"], "the unfinished copy is gone");
+    assert_eq!(disk.list().unwrap(), [journal::JOURNAL, tables::FILE, "raft.witness"], "the unfinished copy is gone");
     disk.set_capacity(None);
     o.store.purge(id(1, 80)).await.unwrap();
     let before = size(&disk);

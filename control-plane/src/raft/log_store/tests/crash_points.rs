@@ -13,7 +13,7 @@ struct Model {
 
 fn reopened(disk: &MemDisk) -> Model {
     let (_, newest) = SnapshotStore::open(Arc::new(disk.clone())).unwrap();
-    let (db, opened) = tables::open(disk, NODE).unwrap();
+    let (db, opened, _) = tables::open(disk, NODE, journal::BYTES_INLINE, 1).unwrap();
     let first = opened.purged.map_or(0, |p| p.index + 1);
     let entries = tables::read(&db, first..=u64::MAX, usize::MAX).unwrap();
     assert_eq!(entries.last().map(|e| e.log_id).or(opened.purged), opened.last);
@@ -167,6 +167,9 @@ async fn every_crash_point(seed: u64, steps: usize) -> usize {
             crashed.crash(how);
             let found = reopened(&crashed);
             assert!(allowed.contains(&&found), "seed {seed}, change {at} ({change:?}), {how:?}: found {found:?}, allowed {allowed:?}");
+            // What a start has made of it stays, also when the power goes off again.
+            crashed.crash(Crash::LoseAll);
+            assert_eq!(reopened(&crashed), found, "seed {seed}, change {at} ({change:?}), {how:?}: the second start");
             points += 1;
         }
     }
