@@ -94,7 +94,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         deployments: vec![
             DeploymentStep::Progress { id: deployment, ready: 2 },
             DeploymentStep::Succeed { id: deployment },
-            DeploymentStep::Fail { id: deployment, reason: Reason::NoNodeFits { nodes } },
+            DeploymentStep::Fail { id: deployment, reason: Reason::NoNodeFits { nodes, counts: vec![] } },
             DeploymentStep::RolledBack { id: deployment },
         ],
         remove: vec![key()],

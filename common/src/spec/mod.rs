@@ -11,7 +11,9 @@ mod command;
 mod error;
 pub mod fields;
 mod node;
+pub mod placement;
 mod read;
+mod read_placement;
 mod suggest;
 mod template;
 #[cfg(test)]
@@ -22,6 +24,7 @@ mod values;
 pub use check::{check, not_available};
 pub use command::parse_line;
 pub use error::{SpecError, SpecErrors};
+pub use placement::{Affinity, Attribute, Constraint, DeviceAsk, NodeField, Placement, Spread};
 pub use fields::{explain_field, field, field_names};
 pub use template::{Detected, template, template_for};
 pub use types::*;

@@ -389,6 +389,7 @@ impl Reader<'_> {
             logs: self.logs(f.get("logs")),
             secrets: f.get("secrets").map(|n| self.list("secrets", n)).unwrap_or_default(),
             labels: f.get("labels").map(|n| self.texts("labels", n)).unwrap_or_default(),
+            placement: self.placement(&f),
             schedule: f.get("schedule").and_then(|n| self.text("schedule", n)),
             timeout: f.get("timeout").and_then(|n| self.span("timeout", n)),
         };

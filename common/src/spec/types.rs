@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::placement::Placement;
 use crate::ids::Name;
 use crate::time::Span;
 use crate::units::{Bytes, Millicores};
@@ -43,6 +44,9 @@ pub struct WorkloadSpec {
     /// Free labels, for people and filters.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Where it may run, and where it would rather.
+    #[serde(default, skip_serializing_if = "Placement::is_default")]
+    pub placement: Placement,
     /// Cron line of a scheduled job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,

@@ -113,6 +113,7 @@ fn missing_spec() -> optimus_common::spec::WorkloadSpec {
         logs: Logs { size: Bytes(0) },
         secrets: vec![],
         labels: BTreeMap::new(),
+        placement: Default::default(),
         schedule: None,
         timeout: None,
     }
