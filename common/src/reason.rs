@@ -87,6 +87,13 @@ pub enum Reason {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         counts: Vec<RefusalCount>,
     },
+    /// What the project or environment may take together is taken.
+    OverQuota {
+        scope: String,
+        what: String,
+        asked: u64,
+        left: u64,
+    },
     /// Placed; the node has not reported yet.
     WaitingForNode {
         node: String,
@@ -207,6 +214,8 @@ codes! {
         "The copy is placed and its node has been told. If this lasts, look at the node: `optimus nodes`.";
     NODE_DOWN = "OPT-2004", "the node is not answering",
         "The agent on the node has not been heard of. Its copies keep running there; they are shown as last seen.";
+    OVER_QUOTA = "OPT-2005", "quota reached",
+        "The project or environment already reserves what its quota allows, so no further copy is placed, whatever room nodes have. Scale something down, or have the quota raised.";
     COMMAND_NOT_FOUND = "OPT-2101", "command not found",
         "The program in `run` is not on the node, neither in the workload's PATH nor at the path given. Install it there, or correct `run`.";
     NOT_EXECUTABLE = "OPT-2102", "command is not executable",
@@ -285,6 +294,7 @@ impl Reason {
         match self {
             NoNodes => &code::NO_NODES,
             NoNodeFits { .. } => &code::NO_NODE_FITS,
+            OverQuota { .. } => &code::OVER_QUOTA,
             WaitingForNode { .. } => &code::WAITING_FOR_NODE,
             NodeDown { .. } => &code::NODE_DOWN,
             CommandNotFound { .. } => &code::COMMAND_NOT_FOUND,
@@ -425,6 +435,10 @@ impl fmt::Display for Reason {
                     write!(f, "{} {node}: {refusal}", if i == 0 { ":" } else { ";" })?;
                 }
                 Ok(())
+            }
+            OverQuota { scope, what, asked, left } => {
+                let refusal = Refusal::Quota { scope: scope.clone(), what: what.clone(), asked: *asked, left: *left };
+                write!(f, "{refusal}")
             }
             WaitingForNode { node } => write!(f, "waiting for {node} to report"),
             NodeDown { node, since } => write!(f, "node {node} has not answered since {since}"),

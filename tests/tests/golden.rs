@@ -81,6 +81,7 @@ fn facts() -> NodeFacts {
         address: "10.0.0.5".into(),
         boot_id: "b".into(),
         labels: BTreeMap::from([("zone".into(), "a".into())]),
+        ..NodeFacts::default()
     }
 }
 

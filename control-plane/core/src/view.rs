@@ -166,7 +166,7 @@ fn endpoint(state: &State, alloc: &Alloc) -> Option<String> {
 }
 
 pub fn allocation(state: &State, row: &Alloc) -> api::Allocation {
-    let Alloc { id, key, index, release, node, ports, run, stop_reason: _, created_at, status } = row;
+    let Alloc { id, key, index, release, node, ports, devices: _, run, stop_reason: _, created_at, status } = row;
     let node_row = state.nodes.get(node);
     let status = status.as_ref();
     api::Allocation {
@@ -197,7 +197,7 @@ pub fn allocation(state: &State, row: &Alloc) -> api::Allocation {
 /// `now` stands in for when a node that is up was last seen: its lease says it is there.
 pub fn node(state: &State, row: &Node, now: Timestamp) -> api::Node {
     let Node { id, facts, joined_at, up, changed_at, certificate_expires_at, key_fingerprint: _, cordoned: _, blocked_ports: _ } = row;
-    let NodeFacts { name, version, cpu, memory, arch, kernel, cgroup, unenforced, drivers, ports: _, address, boot_id: _, labels } =
+    let NodeFacts { name, version, cpu, memory, arch, kernel, cgroup, unenforced, drivers, ports: _, address, boot_id: _, labels, .. } =
         facts.clone();
     let taken = scheduler::taken(state, *id);
     api::Node {

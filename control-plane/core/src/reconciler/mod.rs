@@ -26,7 +26,7 @@ use std::sync::Arc;
 use optimus_common::api::v1::DeploymentPhase;
 use optimus_common::{AllocId, NodeId, Reason, Span, Timestamp};
 
-use crate::scheduler::{self, Ask, View};
+use crate::scheduler::{self, Ask, Room, View};
 use crate::state::{Alloc, Deployment, Placement, Plan, Release, SlotFailures, State, Workload};
 use rollout::{Rollout, Verdict};
 use slot::{Slot, Stage};
@@ -53,7 +53,7 @@ pub struct Outcome {
 /// Decides the next batch.
 pub fn reconcile(state: &State, now: Timestamp, new_id: &mut dyn FnMut() -> AllocId) -> Outcome {
     let mut pass = Pass { state, now, new_id, view: None, outcome: Outcome::default() };
-    for workload in state.workloads.values() {
+    for workload in in_order(state) {
         if pass.is_full() {
             pass.wake(now);
             break;
@@ -61,6 +61,14 @@ pub fn reconcile(state: &State, now: Timestamp, new_id: &mut dyn FnMut() -> Allo
         pass.workload(workload);
     }
     pass.outcome
+}
+
+/// The workloads, those of higher priority first: they choose before the others do.
+fn in_order(state: &State) -> Vec<&Arc<Workload>> {
+    let priority = |w: &Workload| state.release(&w.key, w.release).map_or(0, |r| r.spec.placement.priority);
+    let mut workloads: Vec<_> = state.workloads.values().map(|w| (std::cmp::Reverse(priority(w)), w)).collect();
+    workloads.sort_by_key(|(priority, _)| *priority); // stable: by key within
+    workloads.into_iter().map(|(_, workload)| workload).collect()
 }
 
 /// Why a slot has no copy, computed when somebody asks. Unset when it has one or should have none.
@@ -74,7 +82,7 @@ pub fn unplaced(state: &State, workload: &Workload, index: u32, now: Timestamp) 
         let last = state.allocs_in(&workload.key, index).filter(|a| a.has_ended()).last();
         return Some(last.and_then(|a| a.status.as_ref()?.reason.clone()).unwrap_or(Reason::Starting));
     }
-    Some(scheduler::why_nowhere(state, &release.spec, now).unwrap_or(Reason::Starting))
+    Some(scheduler::why_nowhere(state, &workload.key, &release.spec, now).unwrap_or(Reason::Starting))
 }
 
 /// The slots of a workload without a copy and why, in their order, at most `most` of them.
@@ -286,8 +294,16 @@ impl Move<'_, '_> {
         let alloc = (self.pass.new_id)();
         let troubled = self.troubled(slot);
         let ask = Ask { key: &self.workload.key, spec: &self.release.spec, alloc, troubled: &troubled };
-        let Some((node, ports)) = self.pass.view.get_or_insert_with(|| View::of(state, now)).place(ask) else {
-            *room = false;
+        let view = self.pass.view.get_or_insert_with(|| View::of(state, now));
+        let Some((node, ports)) = view.place(ask) else {
+            match view.make_room(ask) {
+                Room::None => *room = false,
+                Room::Coming => {}
+                Room::Displace(victims) => {
+                    let reason = Reason::Preempted { by: self.workload.key.to_string() };
+                    self.pass.outcome.plan.stop.extend(victims.into_iter().map(|id| (id, reason.clone())));
+                }
+            }
             return false;
         };
         let placement = Placement { alloc, key: self.workload.key.clone(), index: slot.index, release: self.release.number, node, ports };

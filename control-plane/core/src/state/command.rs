@@ -117,16 +117,45 @@ pub enum Command {
     RemoveNode {
         node: NodeId,
     },
+    /// Sets what a project, or one of its environments, may take together. What runs already stays.
+    SetQuota {
+        key: super::QuotaKey,
+        quota: super::Quota,
+    },
+    RemoveQuota {
+        key: super::QuotaKey,
+    },
+    SetPool {
+        pool: super::Pool,
+    },
+    RemovePool {
+        name: optimus_common::Name,
+    },
+    /// A volume is on this node from now on.
+    SetVolume {
+        volume: super::Volume,
+    },
+    RemoveVolume {
+        key: super::VolumeKey,
+    },
 }
 
 /// The highest [`Cluster::version`](super::Cluster::version) this build understands.
-pub const LEVEL: u32 = 2;
+pub const LEVEL: u32 = 3;
 
 impl Command {
     /// The cluster version from which on every server decodes this command; before it, none may propose it.
     pub fn level(&self) -> u32 {
         match self {
             Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
+            Command::SetQuota { .. }
+            | Command::RemoveQuota { .. }
+            | Command::SetPool { .. }
+            | Command::RemovePool { .. }
+            | Command::SetVolume { .. }
+            | Command::RemoveVolume { .. } => 3,
+            // A server that does not know the rules would place against them.
+            Command::Deploy { items } if items.iter().any(|item| !item.spec.placement.is_default()) => 3,
             _ => 1,
         }
     }
@@ -253,6 +282,12 @@ pub enum Refusal {
     TooOld { cluster: u32, server: u32 },
     #[error("server {0} is the last one; it cannot leave")]
     LastServer(u64),
+    #[error("there is no quota of {0}")]
+    NoSuchQuota(super::QuotaKey),
+    #[error("there is no pool {0}")]
+    NoSuchPool(optimus_common::Name),
+    #[error("there is no volume {0}")]
+    NoSuchVolume(super::VolumeKey),
     #[error("the cluster is at version {cluster}; this needs {needed}: upgrade the remaining servers first")]
     NotYet { cluster: u32, needed: u32 },
 }

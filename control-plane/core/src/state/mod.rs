@@ -4,8 +4,10 @@ mod alloc;
 pub mod apply;
 pub mod command;
 mod indexes;
+mod placing;
 pub mod snapshot;
 pub mod tables;
 
 pub use command::{Applied, Command, DeployItem, DeploymentStep, LEVEL, Placement, Plan, Proposal, Refusal, ServerFacts};
+pub use placing::*;
 pub use tables::*;

@@ -37,6 +37,15 @@ pub struct State {
     /// Slots whose copies could not run where they were placed, until one is ready.
     #[serde(default)]
     pub failures: OrdMap<(WorkloadKey, u32), SlotFailures>,
+    /// What projects and environments may take together.
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
+    pub quotas: OrdMap<super::QuotaKey, Arc<super::Quota>>,
+    /// How copies are laid out in the pools that say so.
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
+    pub pools: OrdMap<optimus_common::Name, Arc<super::Pool>>,
+    /// Where volumes are.
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
+    pub volumes: OrdMap<super::VolumeKey, Arc<super::Volume>>,
     /// Derived from the tables, rebuilt when a snapshot is read.
     #[serde(skip)]
     pub(crate) indexes: super::indexes::Indexes,
@@ -162,6 +171,9 @@ pub struct Alloc {
     pub node: NodeId,
     /// Host port of each port of the spec, in its order.
     pub ports: Vec<(String, u16)>,
+    /// Devices given to it: kind and id of each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<(String, String)>,
     /// Desired: false means stop. Written by the reconciler only.
     pub run: bool,
     /// Why it should not run.

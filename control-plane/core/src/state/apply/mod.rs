@@ -10,6 +10,7 @@ use optimus_common::{AllocId, NodeId, Reason, Span, Timestamp, WorkloadKey};
 
 mod deployments;
 mod nodes;
+mod placing;
 mod plan;
 mod reports;
 mod servers;
@@ -104,6 +105,12 @@ impl Step<'_> {
             Command::RaiseVersion { to } => self.raise_version(to),
             Command::RemoveServer { id } => self.remove_server(id),
             Command::ForgetServer { id } => self.forget_server(id),
+            Command::SetQuota { key, quota } => self.set_quota(key, quota),
+            Command::RemoveQuota { key } => self.remove_quota(&key),
+            Command::SetPool { pool } => self.set_pool(pool),
+            Command::RemovePool { name } => self.remove_pool(&name),
+            Command::SetVolume { volume } => self.set_volume(volume),
+            Command::RemoveVolume { key } => self.remove_volume(&key),
         }
     }
 

@@ -42,10 +42,11 @@ impl Step<'_> {
             return false;
         }
         let Some(spec) = self.state.release(&key, release).map(|r| r.spec.clone()) else { return false };
-        if scheduler::fits(self.state, node, &spec, Some(&ports), self.at).is_err() {
+        if scheduler::fits(self.state, node, &key, &spec, Some(&ports), self.at).is_err() {
             return false;
         }
-        let row = Alloc { id: alloc, key, index, release, node, ports, run: true, stop_reason: None, created_at: self.at, status: None };
+        let devices = scheduler::allot_devices(self.state, node, &spec);
+        let row = Alloc { id: alloc, key, index, release, node, ports, devices, run: true, stop_reason: None, created_at: self.at, status: None };
         let subject = row.subject();
         self.state.insert_alloc(row);
         let name = self.state.nodes.get(&node).map_or_else(String::new, |n| n.facts.name.clone());
@@ -54,12 +55,14 @@ impl Step<'_> {
     }
 
     fn stop_alloc(&mut self, id: AllocId, reason: Reason) -> bool {
-        let Some(row) = self.state.allocs.get_mut(&id).filter(|row| row.run) else { return false };
-        let row = Arc::make_mut(row);
-        row.run = false;
-        row.stop_reason = Some(reason);
-        if row.phase() == Phase::Failed {
-            let row = row.clone();
+        if !self.state.allocs.get(&id).is_some_and(|row| row.run) {
+            return false;
+        }
+        self.state.change_alloc(id, |row| {
+            row.run = false;
+            row.stop_reason = Some(reason);
+        });
+        if let Some(row) = self.state.allocs.get(&id).filter(|row| row.phase() == Phase::Failed).cloned() {
             self.could_not_run(&row);
         }
         true

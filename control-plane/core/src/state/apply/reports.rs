@@ -33,9 +33,7 @@ impl Step<'_> {
         new.ready_since = new.ready.then(|| ready_since(old.as_deref(), &new, self.at));
         let (subject, slot) = (alloc.subject(), (alloc.key.clone(), alloc.index));
         let new = Arc::new(new);
-        if let Some(alloc) = self.state.allocs.get_mut(&new.id) {
-            Arc::make_mut(alloc).status = Some(new.clone());
-        }
+        self.state.change_alloc(new.id, |alloc| alloc.status = Some(new.clone()));
         if new.ready && self.state.failures.contains_key(&slot) {
             self.state.failures.remove(&slot);
         }
