@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod link;
 pub mod logs;
 pub mod manager;
+pub mod placing;
 pub mod ports;
 #[doc(hidden)]
 pub mod testing;

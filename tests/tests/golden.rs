@@ -17,7 +17,7 @@ use optimus_common::reason::{Exit, NodeRefusal, Oom, Refusal};
 use optimus_common::spec::{self, Context, WorkloadSpec};
 use optimus_common::{AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 use optimus_core::state::command::*;
-use optimus_core::state::{Proposal, State};
+use optimus_core::state::{Layout, Pool, Proposal, Quota, QuotaKey, State, Volume, VolumeKey};
 use optimus_tests::harness::repo_root;
 use uuid::Uuid;
 
@@ -129,7 +129,21 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("remove_server", Command::RemoveServer { id: 7 }),
         ("forget_server", Command::ForgetServer { id: 7 }),
         ("remove_node", Command::RemoveNode { node }),
+        ("set_quota", Command::SetQuota { key: quota_key(), quota: Quota { cpu: Some(Millicores(5)), copies: Some(7), ..Quota::default() } }),
+        ("remove_quota", Command::RemoveQuota { key: quota_key() }),
+        ("set_pool", Command::SetPool { pool: Pool { name: Name::new("gpu").unwrap(), layout: Layout::BinPack } }),
+        ("remove_pool", Command::RemovePool { name: Name::new("gpu").unwrap() }),
+        ("set_volume", Command::SetVolume { volume: Volume { key: volume_key(), node } }),
+        ("remove_volume", Command::RemoveVolume { key: volume_key() }),
     ]
+}
+
+fn quota_key() -> QuotaKey {
+    QuotaKey { project: key().project, environment: Some(key().environment) }
+}
+
+fn volume_key() -> VolumeKey {
+    VolumeKey { project: key().project, environment: key().environment, name: Name::new("data").unwrap() }
 }
 
 fn server() -> ServerFacts {
@@ -159,6 +173,12 @@ fn name_of(command: &Command) -> &'static str {
         Command::RemoveServer { .. } => "remove_server",
         Command::ForgetServer { .. } => "forget_server",
         Command::RemoveNode { .. } => "remove_node",
+        Command::SetQuota { .. } => "set_quota",
+        Command::RemoveQuota { .. } => "remove_quota",
+        Command::SetPool { .. } => "set_pool",
+        Command::RemovePool { .. } => "remove_pool",
+        Command::SetVolume { .. } => "set_volume",
+        Command::RemoveVolume { .. } => "remove_volume",
     }
 }
 
