@@ -100,7 +100,8 @@ impl Agent {
         let sealer = sealer.map_err(|source| AgentError::File { step: "open", path: key, source })?;
         let (writer, held) = ledger::open(&data_dir, &sealer, &env)?;
 
-        let placing = placing::read(&data_dir).await.map_err(|source| AgentError::File { step: "read", path: data_dir.join("node.toml"), source })?;
+        let placing =
+            placing::read(&data_dir).await.map_err(|source| AgentError::File { step: "read", path: data_dir.join("node.toml"), source })?;
         let stated = Stated { name, address, ports, labels, data_dir: data_dir.clone(), placing };
         let node = stated.name.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
         let process = ProcessConfig { runner, allocs_dir: allocs_dir.clone(), allow_unenforced, workload_user, node, cgroup_owner };

@@ -152,13 +152,23 @@ mod tests {
 
     #[test]
     fn a_host_has_cores_memory_and_a_boot() {
-        let stated = Stated { name: None, address: "10.0.0.7".into(), ports: (20_000, 29_999), labels: BTreeMap::new(), data_dir: "/".into(), placing: Placing::default() };
+        let stated = Stated {
+            name: None,
+            address: "10.0.0.7".into(),
+            ports: (20_000, 29_999),
+            labels: BTreeMap::new(),
+            data_dir: "/".into(),
+            placing: Placing::default(),
+        };
         let driver = Fingerprint { name: "process", usable: true, unenforced: vec!["cpu: no controller".into()] };
         let facts = gather(&stated, "v1", &[driver, Fingerprint { name: "container", usable: false, unenforced: vec![] }]);
         assert!(facts.cpu.0 >= 1000 && facts.memory.0 > 1 << 20);
         assert!(facts.disk.0 > 0 && facts.load.is_multiple_of(LOAD_STEP));
         assert_eq!(facts.attributes["kernel.name"], "linux");
-        assert_eq!((facts.attributes["kernel.version"].as_str(), facts.attributes["driver.process"].as_str()), (facts.kernel.as_str(), "1"));
+        assert_eq!(
+            (facts.attributes["kernel.version"].as_str(), facts.attributes["driver.process"].as_str()),
+            (facts.kernel.as_str(), "1")
+        );
         assert!(!facts.attributes.contains_key("driver.container"));
         let debian: Vec<_> = os_release("ID=debian\nVERSION_ID=\"12\"\nNAME=x\n").collect();
         assert_eq!(debian, [("os.name".to_owned(), "debian".to_owned()), ("os.version".to_owned(), "12".to_owned())]);

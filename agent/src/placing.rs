@@ -102,7 +102,8 @@ mod tests {
     async fn the_file_is_read_and_its_commands_are_asked() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read(dir.path()).await.unwrap(), Placing::default());
-        let groups = r#"[{"vendor":"acme","type":"fpga","name":"x1","ids":["0"],"paths":{"0":["/dev/fpga0"]},"attributes":{"memory":"8G"}}]"#;
+        let groups =
+            r#"[{"vendor":"acme","type":"fpga","name":"x1","ids":["0"],"paths":{"0":["/dev/fpga0"]},"attributes":{"memory":"8G"}}]"#;
         std::fs::write(dir.path().join("groups.json"), groups).unwrap();
         let path = dir.path().join("groups.json");
         let file = format!(

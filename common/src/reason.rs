@@ -40,24 +40,60 @@ pub struct Oom {
 pub enum Refusal {
     NodeDown,
     Cordoned,
-    Cpu { asked: Millicores, free: Millicores },
-    Memory { asked: Bytes, free: Bytes },
-    PortReserved { port: u16 },
+    Cpu {
+        asked: Millicores,
+        free: Millicores,
+    },
+    Memory {
+        asked: Bytes,
+        free: Bytes,
+    },
+    PortReserved {
+        port: u16,
+    },
     NoFreePort,
-    DriverMissing { driver: String },
+    DriverMissing {
+        driver: String,
+    },
     /// A rule of the spec and what the node has instead, if it has it at all.
-    Constraint { rule: String, found: Option<String> },
-    Architecture { wanted: String, found: String },
-    Pool { wanted: String, found: String },
-    Disk { asked: Bytes, free: Bytes },
+    Constraint {
+        rule: String,
+        found: Option<String>,
+    },
+    Architecture {
+        wanted: String,
+        found: String,
+    },
+    Pool {
+        wanted: String,
+        found: String,
+    },
+    Disk {
+        asked: Bytes,
+        free: Bytes,
+    },
     /// Of the devices that match, so many are free.
-    Devices { kind: String, asked: u32, free: u32 },
-    VolumeMissing { volume: String },
-    VolumeElsewhere { volume: String, node: String },
+    Devices {
+        kind: String,
+        asked: u32,
+        free: u32,
+    },
+    VolumeMissing {
+        volume: String,
+    },
+    VolumeElsewhere {
+        volume: String,
+        node: String,
+    },
     /// Another copy of the workload is there, and it asks for distinct hosts.
     DistinctHosts,
     /// What the project or environment may take together, on all nodes.
-    Quota { scope: String, what: String, asked: u64, left: u64 },
+    Quota {
+        scope: String,
+        what: String,
+        asked: u64,
+        left: u64,
+    },
 }
 
 /// How many nodes refused for one reason, for clusters too large to name each.

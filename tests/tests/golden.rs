@@ -129,7 +129,10 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("remove_server", Command::RemoveServer { id: 7 }),
         ("forget_server", Command::ForgetServer { id: 7 }),
         ("remove_node", Command::RemoveNode { node }),
-        ("set_quota", Command::SetQuota { key: quota_key(), quota: Quota { cpu: Some(Millicores(5)), copies: Some(7), ..Quota::default() } }),
+        (
+            "set_quota",
+            Command::SetQuota { key: quota_key(), quota: Quota { cpu: Some(Millicores(5)), copies: Some(7), ..Quota::default() } },
+        ),
         ("remove_quota", Command::RemoveQuota { key: quota_key() }),
         ("set_pool", Command::SetPool { pool: Pool { name: Name::new("gpu").unwrap(), layout: Layout::BinPack } }),
         ("remove_pool", Command::RemovePool { name: Name::new("gpu").unwrap() }),

@@ -104,19 +104,8 @@ fn typed(spec: &WorkloadSpec, field: &[String]) -> Vec<String> {
 }
 
 /// Fields of a file that stand below `placement`.
-const PLACEMENT: [&str; 11] = [
-    "constraints",
-    "affinity",
-    "anti_affinity",
-    "spread",
-    "distinct_hosts",
-    "pool",
-    "priority",
-    "disk",
-    "devices",
-    "volumes",
-    "arch",
-];
+const PLACEMENT: [&str; 11] =
+    ["constraints", "affinity", "anti_affinity", "spread", "distinct_hosts", "pool", "priority", "disk", "devices", "volumes", "arch"];
 
 /// Odd but allowed.
 pub(super) fn warnings(name: &Name, spec: &WorkloadSpec) -> Vec<String> {

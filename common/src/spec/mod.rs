@@ -24,8 +24,8 @@ mod values;
 pub use check::{check, not_available};
 pub use command::parse_line;
 pub use error::{SpecError, SpecErrors};
-pub use placement::{Affinity, Attribute, Constraint, DeviceAsk, NodeField, Placement, Spread};
 pub use fields::{explain_field, field, field_names};
+pub use placement::{Affinity, Attribute, Constraint, DeviceAsk, NodeField, Placement, Spread};
 pub use template::{Detected, template, template_for};
 pub use types::*;
 

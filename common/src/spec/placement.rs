@@ -168,7 +168,8 @@ impl FromStr for Attribute {
             ("attr", name) => Ok(Attribute::Attr(name.into())),
             ("node", name) => NODE_FIELDS.iter().find(|(known, _)| *known == name).map(|(_, f)| Attribute::Node(*f)).ok_or_else(|| {
                 let known: Vec<&str> = NODE_FIELDS.iter().map(|(name, _)| *name).collect();
-                let near = nearest(name, &known).map_or_else(|| format!("known are {}", known.join(", ")), |k| format!("did you mean `node.{k}`?"));
+                let near = nearest(name, &known)
+                    .map_or_else(|| format!("known are {}", known.join(", ")), |k| format!("did you mean `node.{k}`?"));
                 RuleError::new(format!("a node has no `{}`", printable(name))).hint(near)
             }),
             ("arch", "") => Ok(Attribute::Node(NodeField::Arch)),

@@ -39,8 +39,18 @@ fn each_operator_means_what_it_says() {
 #[test]
 fn a_rule_is_written_as_it_is_read() {
     for text in [
-        "arch = amd64", "label.zone in a, b", "label.zone not in a", "kernel.version >= 5.10", "attr.rack ~ ^r[1-4]$", "label.x exists",
-        "label.x not exists", "node.pool != gpu", "driver.nvidia version >= 535, < 600", "label.f contains a, b", "label.x !~ y", "hostname = h1",
+        "arch = amd64",
+        "label.zone in a, b",
+        "label.zone not in a",
+        "kernel.version >= 5.10",
+        "attr.rack ~ ^r[1-4]$",
+        "label.x exists",
+        "label.x not exists",
+        "node.pool != gpu",
+        "driver.nvidia version >= 535, < 600",
+        "label.f contains a, b",
+        "label.x !~ y",
+        "hostname = h1",
     ] {
         assert_eq!(rule(text).to_string(), text);
         let json = serde_json::to_string(&rule(text)).unwrap();
@@ -73,7 +83,10 @@ fn what_is_wrong_with_a_rule_is_said() {
         format!("{error}; {}", error.hint.clone().unwrap_or_default())
     };
     assert_eq!(wrong(""), "the rule is empty; ");
-    assert_eq!(wrong("zone = a"), "`zone` is no attribute of a node; write `label.zone` for a label, `attr.zone` for what the agent found out");
+    assert_eq!(
+        wrong("zone = a"),
+        "`zone` is no attribute of a node; write `label.zone` for a label, `attr.zone` for what the agent found out"
+    );
     assert_eq!(wrong("node.poole = a"), "a node has no `poole`; did you mean `node.pool`?");
     assert_eq!(wrong("label.zone"), format!("`label.zone` is not compared with anything; known are {OPERATORS}"));
     assert_eq!(wrong("label.zone is a"), format!("`is` is no operator; known are {OPERATORS}"));

@@ -103,7 +103,8 @@ impl Reader<'_> {
                 found.push(name.to_owned());
                 continue;
             }
-            let hint = nearest(name, &ARCHITECTURES).map_or_else(|| said(ARCHITECTURES.join(", ")), |near| format!("did you mean \"{near}\"?"));
+            let hint =
+                nearest(name, &ARCHITECTURES).map_or_else(|| said(ARCHITECTURES.join(", ")), |near| format!("did you mean \"{near}\"?"));
             self.refused("arch", &at, node, format!("there is no architecture \"{}\"", printable(&text))).hint = Some(hint);
         }
         found

@@ -170,7 +170,11 @@ fn main() {
         let metric = |what: &str| format!("{what}, {nodes} nodes");
         let rate = bench.decide(&ruled, 50, 100);
         report(&metric("100 equal copies with constraints, affinity and spread"), "placements/s", rate);
-        report(&metric("100 equal copies with constraints and spread over 3 zones and 20 racks"), "placements/s", bench.decide(&racks, 20, 100));
+        report(
+            &metric("100 equal copies with constraints and spread over 3 zones and 20 racks"),
+            "placements/s",
+            bench.decide(&racks, 20, 100),
+        );
         report(&metric("100 equal copies"), "placements/s", bench.decide(&plain, 50, 100));
         report(&metric("1 copy with constraints, affinity and spread"), "placements/s", bench.decide(&ruled, 200, 1));
         report(&metric("1 copy"), "placements/s", bench.decide(&plain, 200, 1));

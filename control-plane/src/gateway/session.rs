@@ -251,7 +251,28 @@ async fn caught_up(shared: &Shared, generation: u64) -> Result<(), No> {
 
 /// Bounds what a node may put into the replicated state about itself.
 fn check_facts(facts: &NodeFacts) -> Result<(), String> {
-    let NodeFacts { name, version, cpu: _, memory: _, arch, kernel, cgroup, unenforced, drivers, ports, address, boot_id, labels, attributes, pool: _, disk: _, disk_free: _, reserved: _, devices, load: _ } = facts;
+    let NodeFacts {
+        name,
+        version,
+        cpu: _,
+        memory: _,
+        arch,
+        kernel,
+        cgroup,
+        unenforced,
+        drivers,
+        ports,
+        address,
+        boot_id,
+        labels,
+        attributes,
+        pool: _,
+        disk: _,
+        disk_free: _,
+        reserved: _,
+        devices,
+        load: _,
+    } = facts;
     let texts = [name, version, arch, kernel, cgroup, address, boot_id]
         .into_iter()
         .chain(unenforced)
@@ -268,7 +289,13 @@ fn check_facts(facts: &NodeFacts) -> Result<(), String> {
             return Err(format!("a text in the node's facts is longer than {FACT_TEXT_MAX} bytes or not printable"));
         }
     }
-    for (what, count) in [("limits not enforced", unenforced.len()), ("drivers", drivers.len()), ("labels", labels.len()), ("attributes", attributes.len()), ("kinds of devices", devices.len())] {
+    for (what, count) in [
+        ("limits not enforced", unenforced.len()),
+        ("drivers", drivers.len()),
+        ("labels", labels.len()),
+        ("attributes", attributes.len()),
+        ("kinds of devices", devices.len()),
+    ] {
         if count > FACT_ENTRIES_MAX {
             return Err(format!("the node's facts list {count} {what}; {FACT_ENTRIES_MAX} are possible"));
         }

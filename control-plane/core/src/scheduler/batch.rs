@@ -49,7 +49,15 @@ pub(super) struct Batch {
 
 impl Batch {
     /// `planned` are the nodes that copies of the workload were placed on since the state was read.
-    pub fn new(state: &State, now: Timestamp, rows: &[Row<'_>], classes: usize, key: &WorkloadKey, spec: &WorkloadSpec, planned: &[usize]) -> Batch {
+    pub fn new(
+        state: &State,
+        now: Timestamp,
+        rows: &[Row<'_>],
+        classes: usize,
+        key: &WorkloadKey,
+        spec: &WorkloadSpec,
+        planned: &[usize],
+    ) -> Batch {
         let by_node = constraint::looks_at_names(spec);
         let pool = spec.placement.pool.as_ref();
         let mut batch = Batch {

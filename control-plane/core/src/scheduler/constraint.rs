@@ -95,7 +95,9 @@ pub(crate) fn liking(node: &Node, wishes: &[Affinity]) -> i32 {
 pub(crate) fn looks_at_names(spec: &WorkloadSpec) -> bool {
     let Placement { constraints, affinity, spread, .. } = &spec.placement;
     let own = |attribute: &Attribute| attribute.is_own();
-    constraints.iter().any(|c| own(&c.attribute)) || affinity.iter().any(|a| own(&a.rule.attribute)) || spread.iter().any(|s| own(&s.attribute))
+    constraints.iter().any(|c| own(&c.attribute))
+        || affinity.iter().any(|a| own(&a.rule.attribute))
+        || spread.iter().any(|s| own(&s.attribute))
 }
 
 /// Nodes of one class give the same answers to everything in this file, but for their own names.

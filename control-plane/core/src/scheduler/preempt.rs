@@ -6,9 +6,9 @@
 use optimus_common::reason::Refusal;
 use optimus_common::{AllocId, Timestamp};
 
+use super::device;
 use super::fit::{self, Taken};
 use super::view::{Ask, View};
-use super::device;
 use crate::state::{Alloc, Node, State};
 
 /// Copies of workloads less than so many points below give way to nobody.

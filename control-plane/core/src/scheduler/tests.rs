@@ -194,7 +194,10 @@ fn each_refusal_says_what_is_missing_and_by_how_much() {
     ] {
         assert_eq!(cluster.refusal(&spec(lines), 0), refusal, "{lines}");
     }
-    assert_eq!(fits(&cluster.state, node_id(1), &key("web"), &spec("cpu = 3.5\nvolumes = [\"data\"]\narch = \"x86_64\""), None, NOW), Ok(()));
+    assert_eq!(
+        fits(&cluster.state, node_id(1), &key("web"), &spec("cpu = 3.5\nvolumes = [\"data\"]\narch = \"x86_64\""), None, NOW),
+        Ok(())
+    );
     let distinct = spec("distinct_hosts = true");
     let id = cluster.put("web", &distinct, node_id(1));
     assert_eq!(cluster.refusal(&distinct, 1), "a copy of the workload is there, and it asks for distinct hosts");
@@ -289,7 +292,13 @@ fn a_busy_node_and_one_that_failed_come_last() {
 #[test]
 fn devices_are_given_to_one_copy_alone_and_come_back() {
     let mut cluster = Cluster::with(1, |_, facts| {
-        let group = DeviceGroup { vendor: "acme".into(), kind: "fpga".into(), name: "x1".into(), ids: vec!["a".into(), "b".into()], ..DeviceGroup::default() };
+        let group = DeviceGroup {
+            vendor: "acme".into(),
+            kind: "fpga".into(),
+            name: "x1".into(),
+            ids: vec!["a".into(), "b".into()],
+            ..DeviceGroup::default()
+        };
         facts.devices = vec![group];
     });
     let one = spec("devices = [\"fpga\"]");

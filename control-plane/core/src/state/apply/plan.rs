@@ -46,7 +46,8 @@ impl Step<'_> {
             return false;
         }
         let devices = scheduler::allot_devices(self.state, node, &spec);
-        let row = Alloc { id: alloc, key, index, release, node, ports, devices, run: true, stop_reason: None, created_at: self.at, status: None };
+        let row =
+            Alloc { id: alloc, key, index, release, node, ports, devices, run: true, stop_reason: None, created_at: self.at, status: None };
         let subject = row.subject();
         self.state.insert_alloc(row);
         let name = self.state.nodes.get(&node).map_or_else(String::new, |n| n.facts.name.clone());
