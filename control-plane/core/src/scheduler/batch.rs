@@ -23,6 +23,9 @@ struct Grade {
     bucket: u32,
 }
 
+/// A score and the node that has it; of equal scores the lower node is the greater.
+type Ranked = (u64, Reverse<u32>);
+
 pub(super) struct Batch {
     pub key: WorkloadKey,
     pub spec: WorkloadSpec,
@@ -43,7 +46,7 @@ pub(super) struct Batch {
     /// Nodes of each bucket that can take a copy.
     open: Vec<u32>,
     /// The nodes of each bucket, best first, with scores that may be out of date. Made for the second placement.
-    heaps: Option<Vec<BinaryHeap<(u64, Reverse<u32>)>>>,
+    heaps: Option<Vec<BinaryHeap<Ranked>>>,
     placed: u32,
 }
 
@@ -234,13 +237,13 @@ impl Batch {
     fn best_of_heaps(&mut self, live: &[usize], even: &[u32]) -> Option<usize> {
         let Batch { heaps, scores, bucket_of, buckets, .. } = self;
         let heaps = heaps.get_or_insert_with(|| {
-            let mut nodes: Vec<Vec<(u64, Reverse<u32>)>> = vec![vec![]; buckets.len()];
+            let mut nodes: Vec<Vec<Ranked>> = vec![vec![]; buckets.len()];
             for (at, &score) in scores.iter().enumerate().filter(|(_, score)| **score > 0) {
                 nodes[bucket_of[at] as usize].push((score, Reverse(at as u32)));
             }
             nodes.into_iter().map(BinaryHeap::from).collect()
         });
-        let mut best: Option<(u64, Reverse<u32>)> = None;
+        let mut best: Option<Ranked> = None;
         for (&bucket, &even) in live.iter().zip(even) {
             let heap = &mut heaps[bucket];
             // What was pushed before a node changed is dropped when it comes up.

@@ -36,6 +36,15 @@ struct Candidate<'s> {
     spec: &'s optimus_common::spec::WorkloadSpec,
 }
 
+/// A way to make room on a node.
+struct Way {
+    /// How many go, the highest priority of them, and the sum.
+    cost: (usize, u8, u32),
+    victims: Vec<AllocId>,
+    /// What is taken of the node once they have ended.
+    left: Taken,
+}
+
 impl View<'_> {
     /// What may be done for a copy that found no room. The room found is kept for it in this view.
     pub fn make_room(&mut self, ask: Ask<'_>) -> Room {
@@ -47,7 +56,7 @@ impl View<'_> {
             return Room::None; // stopping others makes no room in a quota
         }
         self.batch(ask.key, ask.spec);
-        let mut best: Option<((usize, u8, u32), usize, Vec<AllocId>, Taken)> = None;
+        let mut best: Option<(usize, Way)> = None;
         let mut looked_at = 0;
         for (at, row) in self.rows.iter().enumerate() {
             if looked_at >= NODES_LOOKED_AT {
@@ -58,16 +67,16 @@ impl View<'_> {
             }
             looked_at += 1;
             let (taken, promised) = (row.promised.as_deref().unwrap_or(&row.taken), row.promised.is_some());
-            let Some((cost, victims, left)) = on_node(state, now, row.node, taken, promised, &ask) else { continue };
-            if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
-                let nobody = victims.is_empty();
-                best = Some((cost, at, victims, left));
+            let Some(way) = on_node(state, now, row.node, taken, promised, &ask) else { continue };
+            if best.as_ref().is_none_or(|(_, least)| way.cost < least.cost) {
+                let nobody = way.victims.is_empty();
+                best = Some((at, way));
                 if nobody {
                     break;
                 }
             }
         }
-        let Some((_, at, victims, mut left)) = best else { return Room::None };
+        let Some((at, Way { cost: _, victims, mut left })) = best else { return Room::None };
         // The copy itself, on ports yet to be chosen.
         let node = self.rows[at].node;
         let ports: Vec<(String, u16)> = ask.spec.ports.iter().filter_map(|p| Some((p.name.to_string(), p.fixed?))).collect();
@@ -79,14 +88,7 @@ impl View<'_> {
 }
 
 /// The cheapest way to make room on a node: its cost, who gives way, and what is taken then.
-fn on_node(
-    state: &State,
-    now: Timestamp,
-    node: &Node,
-    taken: &Taken,
-    promised: bool,
-    ask: &Ask<'_>,
-) -> Option<((usize, u8, u32), Vec<AllocId>, Taken)> {
+fn on_node(state: &State, now: Timestamp, node: &Node, taken: &Taken, promised: bool, ask: &Ask<'_>) -> Option<Way> {
     fit::volumes(state, node.id, ask.key, ask.spec).ok()?;
     if ask.spec.placement.distinct_hosts && state.allocs_on(node.id).any(|a| a.run && a.key == *ask.key) {
         return None;
@@ -106,7 +108,7 @@ fn on_node(
         }
     }
     if enough(&left) {
-        return Some(((0, 0, 0), vec![], left));
+        return Some(Way { cost: (0, 0, 0), victims: vec![], left });
     }
     if promised {
         return None; // one displacement of a node at a time: what is promised there is settled first
@@ -118,7 +120,8 @@ fn on_node(
     }
     let highest = victims.iter().map(|&n| candidates[n].priority).max().unwrap_or(0);
     let sum = victims.iter().map(|&n| u32::from(candidates[n].priority)).sum();
-    Some(((victims.len(), highest, sum), victims.iter().map(|&n| candidates[n].alloc.id).collect(), left))
+    let cost = (victims.len(), highest, sum);
+    Some(Way { cost, victims: victims.iter().map(|&n| candidates[n].alloc.id).collect(), left })
 }
 
 /// Which of the candidates, lowest first, must go so that there is enough: never one that could stay.

@@ -20,6 +20,8 @@ pub struct Proposal {
     pub command: Command,
 }
 
+/// Boxing the large ones would save nothing: commands are few and short-lived.
+#[allow(clippy::large_enum_variant)]
 /// Variants are only ever added at the end, and only proposed once the cluster's version allows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Command {
