@@ -27,6 +27,7 @@ use crate::manager::Manager;
 use crate::manager::reports::Reports;
 use crate::metrics::collector::{Collector, SAMPLE_EVERY};
 use crate::metrics::history::HistoryConfig;
+use crate::placing;
 use crate::workloads::Workloads;
 
 /// Longest time a detaching agent waits for its own tasks: a start under way is finished first.
@@ -110,7 +111,9 @@ impl Agent {
         let sealer = sealer.map_err(|source| AgentError::File { step: "open", path: key, source })?;
         let (writer, held) = ledger::open(&data_dir, &sealer, &env)?;
 
-        let stated = Stated { name, address, ports, labels };
+        let placing =
+            placing::read(&data_dir).await.map_err(|source| AgentError::File { step: "read", path: data_dir.join("node.toml"), source })?;
+        let stated = Stated { name, address, ports, labels, data_dir: data_dir.clone(), placing };
         let node = stated.name.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
         let process = ProcessConfig { runner, allocs_dir: allocs_dir.clone(), allow_unenforced, workload_user, node, cgroup_owner };
         let process = Arc::new(ProcessDriver::new(process, env.clone()));

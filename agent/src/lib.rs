@@ -13,6 +13,7 @@ pub mod link;
 pub mod logs;
 pub mod manager;
 pub mod metrics;
+pub mod placing;
 pub mod ports;
 #[doc(hidden)]
 pub mod testing;

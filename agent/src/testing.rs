@@ -65,6 +65,7 @@ pub fn spec(argv: &[&str]) -> WorkloadSpec {
         logs: Logs { size: Bytes::mib(8) },
         secrets: vec![],
         labels: BTreeMap::new(),
+        placement: Default::default(),
         schedule: None,
         timeout: None,
         disconnect: None,

@@ -344,6 +344,86 @@ pub struct NodeFacts {
     pub boot_id: String,
     #[serde(default)]
     pub labels: std::collections::BTreeMap<String, String>,
+    /// What else the agent found out, by name: `kernel.version`, `os.name`, `driver.nvidia`.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub attributes: std::collections::BTreeMap<String, String>,
+    /// The pool it belongs to; unset: `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<crate::Name>,
+    /// Size of the disk that workloads use.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub disk: Bytes,
+    /// Free of it when the agent connected, for people; what counts is what is reserved.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub disk_free: Bytes,
+    /// Kept from workloads, for the host itself.
+    #[serde(default, skip_serializing_if = "HostReserve::is_none")]
+    pub reserved: HostReserve,
+    /// Devices that can be given to copies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceGroup>,
+    /// How busy its CPUs were when it connected, in thousandths, in steps of [`LOAD_STEP`].
+    #[serde(default, skip_serializing_if = "is_idle")]
+    pub load: u16,
+}
+
+/// Coarse, so that an agent's facts do not change each time it connects.
+pub const LOAD_STEP: u16 = 250;
+
+fn is_zero(bytes: &Bytes) -> bool {
+    bytes.0 == 0
+}
+fn is_idle(load: &u16) -> bool {
+    *load == 0
+}
+
+impl NodeFacts {
+    /// Without what servers below the cluster version cannot read: all must hold the same rows.
+    pub fn at_version(mut self, version: u32) -> NodeFacts {
+        if version < 3 {
+            self.attributes.clear();
+            self.pool = None;
+            (self.disk, self.disk_free) = (Bytes(0), Bytes(0));
+            self.reserved = HostReserve::default();
+            self.devices.clear();
+            self.load = 0;
+        }
+        self
+    }
+}
+
+/// What a node keeps for itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct HostReserve {
+    pub cpu: Millicores,
+    pub memory: Bytes,
+    #[serde(default)]
+    pub disk: Bytes,
+}
+
+impl HostReserve {
+    pub fn is_none(&self) -> bool {
+        *self == HostReserve::default()
+    }
+}
+
+/// Devices of one kind with the same attributes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DeviceGroup {
+    /// `nvidia`
+    pub vendor: String,
+    /// `gpu`
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `a100`
+    pub name: String,
+    /// What names each of them, unique on the node.
+    pub ids: Vec<String>,
+    /// Paths of character devices of each id, if it has any.
+    #[serde(default)]
+    pub paths: std::collections::BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    pub attributes: std::collections::BTreeMap<String, String>,
 }
 
 /// Where a copy stands, as its agent last reported.

@@ -40,11 +40,68 @@ pub struct Oom {
 pub enum Refusal {
     NodeDown,
     Cordoned,
-    Cpu { asked: Millicores, free: Millicores },
-    Memory { asked: Bytes, free: Bytes },
-    PortReserved { port: u16 },
+    Cpu {
+        asked: Millicores,
+        free: Millicores,
+    },
+    Memory {
+        asked: Bytes,
+        free: Bytes,
+    },
+    PortReserved {
+        port: u16,
+    },
     NoFreePort,
-    DriverMissing { driver: String },
+    DriverMissing {
+        driver: String,
+    },
+    /// A rule of the spec and what the node has instead, if it has it at all.
+    Constraint {
+        rule: String,
+        found: Option<String>,
+    },
+    Architecture {
+        wanted: String,
+        found: String,
+    },
+    Pool {
+        wanted: String,
+        found: String,
+    },
+    Disk {
+        asked: Bytes,
+        free: Bytes,
+    },
+    /// Of the devices that match, so many are free.
+    Devices {
+        kind: String,
+        asked: u32,
+        free: u32,
+    },
+    VolumeMissing {
+        volume: String,
+    },
+    VolumeElsewhere {
+        volume: String,
+        node: String,
+    },
+    /// Another copy of the workload is there, and it asks for distinct hosts.
+    DistinctHosts,
+    /// What the project or environment may take together, on all nodes.
+    Quota {
+        scope: String,
+        what: String,
+        asked: u64,
+        left: u64,
+    },
+}
+
+/// How many nodes refused for one reason, for clusters too large to name each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RefusalCount {
+    pub nodes: u32,
+    /// The node nearest to taking it, and its refusal.
+    pub nearest: NodeRefusal,
 }
 
 /// A node and why it cannot take the copy.
@@ -62,6 +119,16 @@ pub enum Reason {
     NoNodes,
     NoNodeFits {
         nodes: Vec<NodeRefusal>,
+        /// Instead of `nodes`, when there are many.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        counts: Vec<RefusalCount>,
+    },
+    /// What the project or environment may take together is taken.
+    OverQuota {
+        scope: String,
+        what: String,
+        asked: u64,
+        left: u64,
     },
     /// Placed; the node has not reported yet.
     WaitingForNode {
@@ -135,6 +202,10 @@ pub enum Reason {
     StopRequested,
     Replaced {
         release: u64,
+    },
+    /// It gave way to a workload of higher priority.
+    Preempted {
+        by: String,
     },
     // deployments
     DeadlinePassed {
@@ -231,6 +302,8 @@ codes! {
         "The copy is placed and its node has been told. If this lasts, look at the node: `optimus nodes`.";
     NODE_DOWN = "OPT-2004", "the node is not answering",
         "The agent on the node has not been heard of. Its copies keep running there; they are shown as last seen.";
+    OVER_QUOTA = "OPT-2005", "quota reached",
+        "The project or environment already reserves what its quota allows, so no further copy is placed, whatever room nodes have. Scale something down, or have the quota raised.";
     COMMAND_NOT_FOUND = "OPT-2101", "command not found",
         "The program in `run` is not on the node, neither in the workload's PATH nor at the path given. Install it there, or correct `run`.";
     NOT_EXECUTABLE = "OPT-2102", "command is not executable",
@@ -265,6 +338,8 @@ codes! {
         "Somebody stopped or scaled down the workload.";
     REPLACED = "OPT-2402", "replaced by another release",
         "A deployment moved this copy's place to another release.";
+    PREEMPTED = "OPT-2403", "displaced by a higher priority",
+        "A workload at least 10 priority points above this one found no room elsewhere, so this copy was stopped and waits for room. Add a node, lower what workloads ask for, or raise `priority`.";
     DEADLINE_PASSED = "OPT-2501", "deployment made no progress in time",
         "No further copy became ready within the deployment's deadline. The copy named and its last reason say why. An update goes back to the release that ran before; a first deployment leaves its copies for you to look at.";
     SUPERSEDED = "OPT-2502", "superseded by a newer deployment",
@@ -329,6 +404,7 @@ impl Reason {
         match self {
             NoNodes => &code::NO_NODES,
             NoNodeFits { .. } => &code::NO_NODE_FITS,
+            OverQuota { .. } => &code::OVER_QUOTA,
             WaitingForNode { .. } => &code::WAITING_FOR_NODE,
             NodeDown { .. } => &code::NODE_DOWN,
             CommandNotFound { .. } => &code::COMMAND_NOT_FOUND,
@@ -348,6 +424,7 @@ impl Reason {
             ExitUnknown { .. } => &code::EXIT_UNKNOWN,
             StopRequested => &code::STOP_REQUESTED,
             Replaced { .. } => &code::REPLACED,
+            Preempted { .. } => &code::PREEMPTED,
             DeadlinePassed { .. } => &code::DEADLINE_PASSED,
             Superseded { .. } => &code::SUPERSEDED,
             Cancelled => &code::CANCELLED,
@@ -384,6 +461,7 @@ impl Reason {
                 | Reason::WaitingForNode { .. }
                 | Reason::StopRequested
                 | Reason::Replaced { .. }
+                | Reason::Preempted { .. }
                 | Reason::Superseded { .. }
                 | Reason::Cancelled
                 | Reason::WaitsFor { .. }
@@ -408,6 +486,23 @@ impl fmt::Display for Refusal {
             Refusal::PortReserved { port } => write!(f, "port {port} is reserved by another copy"),
             Refusal::NoFreePort => write!(f, "no free port in the node's dynamic range"),
             Refusal::DriverMissing { driver } => write!(f, "node has no {driver} driver"),
+            Refusal::Constraint { rule, found: Some(found) } => write!(f, "wants {rule}; it is {found}"),
+            Refusal::Constraint { rule, found: None } => write!(f, "wants {rule}; the node does not have it"),
+            Refusal::Architecture { wanted, found } => write!(f, "built for {wanted}; the node is {found}"),
+            Refusal::Pool { wanted, found } => write!(f, "wants pool {wanted}; the node is in {found}"),
+            Refusal::Disk { asked, free } => write!(f, "disk: asks for {}, {} free", asked.human(), free.human()),
+            Refusal::Devices { kind, asked, free } => write!(f, "devices: asks for {asked} {kind}, {free} free"),
+            Refusal::VolumeMissing { volume } => write!(f, "there is no volume {volume}"),
+            Refusal::VolumeElsewhere { volume, node } => write!(f, "volume {volume} is on {node}"),
+            Refusal::DistinctHosts => write!(f, "a copy of the workload is there, and it asks for distinct hosts"),
+            Refusal::Quota { scope, what, asked, left } => {
+                let shown = |n: &u64| match what.as_str() {
+                    "cpu" => format!("{} cores", Millicores(u32::try_from(*n).unwrap_or(u32::MAX))),
+                    "memory" | "disk" => Bytes(*n).human(),
+                    _ => n.to_string(),
+                };
+                write!(f, "quota of {scope}: asks for {} {what}, {} left", shown(asked), shown(left))
+            }
         }
     }
 }
@@ -459,12 +554,23 @@ impl fmt::Display for Reason {
         use Reason::*;
         match self {
             NoNodes => write!(f, "no node has joined the cluster"),
-            NoNodeFits { nodes } => {
+            NoNodeFits { nodes, counts } => {
                 write!(f, "no node can take it")?;
+                for (i, RefusalCount { nodes, nearest: NodeRefusal { node, refusal } }) in counts.iter().enumerate() {
+                    let lead = if i == 0 { ":" } else { ";" };
+                    match nodes {
+                        1 => write!(f, "{lead} {node}: {refusal}")?,
+                        _ => write!(f, "{lead} {nodes} nodes: {refusal} (the nearest, {node})")?,
+                    }
+                }
                 for (i, NodeRefusal { node, refusal }) in nodes.iter().enumerate() {
                     write!(f, "{} {node}: {refusal}", if i == 0 { ":" } else { ";" })?;
                 }
                 Ok(())
+            }
+            OverQuota { scope, what, asked, left } => {
+                let refusal = Refusal::Quota { scope: scope.clone(), what: what.clone(), asked: *asked, left: *left };
+                write!(f, "{refusal}")
             }
             WaitingForNode { node } => write!(f, "waiting for {node} to report"),
             NodeDown { node, since } => write!(f, "node {node} has not answered since {since}"),
@@ -505,6 +611,7 @@ impl fmt::Display for Reason {
             }
             ExitUnknown { what } => write!(f, "ended without an exit record: {what}"),
             StopRequested => write!(f, "stopped on request"),
+            Preempted { by } => write!(f, "displaced by {by}, which has a higher priority"),
             Replaced { release } => write!(f, "replaced by release {release}"),
             DeadlinePassed { deadline, copy, last } => {
                 write!(f, "no progress for {deadline}")?;

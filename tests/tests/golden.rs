@@ -20,6 +20,7 @@ use optimus_common::{
 };
 use optimus_core::state::command::*;
 use optimus_core::state::{Due, Member, Proposal, RotationPhase, RunPhase, SkipReason, State};
+use optimus_core::state::{Layout, Pool, Quota, QuotaKey, Volume, VolumeKey};
 use optimus_tests::harness::repo_root;
 use uuid::Uuid;
 
@@ -83,6 +84,7 @@ fn facts() -> NodeFacts {
         address: "10.0.0.5".into(),
         boot_id: "b".into(),
         labels: BTreeMap::from([("zone".into(), "a".into())]),
+        ..NodeFacts::default()
     }
 }
 
@@ -96,7 +98,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         deployments: vec![
             DeploymentStep::Progress { id: deployment, ready: 2 },
             DeploymentStep::Succeed { id: deployment },
-            DeploymentStep::Fail { id: deployment, reason: Reason::NoNodeFits { nodes } },
+            DeploymentStep::Fail { id: deployment, reason: Reason::NoNodeFits { nodes, counts: vec![] } },
             DeploymentStep::RolledBack { id: deployment },
         ],
         remove: vec![key()],
@@ -150,6 +152,15 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("node_drained", Command::NodeDrained { node }),
         ("set_rebalance", Command::SetRebalance { automatic: true, moves: 3, every: Span::secs(600) }),
         ("rebalance", Command::Rebalance { moves: vec![alloc] }),
+        (
+            "set_quota",
+            Command::SetQuota { key: quota_key(), quota: Quota { cpu: Some(Millicores(5)), copies: Some(7), ..Quota::default() } },
+        ),
+        ("remove_quota", Command::RemoveQuota { key: quota_key() }),
+        ("set_pool", Command::SetPool { pool: Pool { name: Name::new("gpu").unwrap(), layout: Layout::BinPack } }),
+        ("remove_pool", Command::RemovePool { name: Name::new("gpu").unwrap() }),
+        ("set_volume", Command::SetVolume { volume: Volume { key: volume_key(), node } }),
+        ("remove_volume", Command::RemoveVolume { key: volume_key() }),
     ]
 }
 
@@ -171,6 +182,14 @@ fn run_steps(alloc: AllocId) -> Vec<RunStep> {
         RunStep::Tried { key: key.clone(), number: 3, alloc, retry_at: Some(Timestamp(8)) },
         RunStep::End { key, number: 3, phase: RunPhase::Failed, reason: Some(Reason::TimedOut { after: Span::secs(1) }) },
     ]
+}
+
+fn quota_key() -> QuotaKey {
+    QuotaKey { project: key().project, environment: Some(key().environment) }
+}
+
+fn volume_key() -> VolumeKey {
+    VolumeKey { project: key().project, environment: key().environment, name: Name::new("data").unwrap() }
 }
 
 fn server() -> ServerFacts {
@@ -219,6 +238,12 @@ fn name_of(command: &Command) -> &'static str {
         Command::NodeDrained { .. } => "node_drained",
         Command::SetRebalance { .. } => "set_rebalance",
         Command::Rebalance { .. } => "rebalance",
+        Command::SetQuota { .. } => "set_quota",
+        Command::RemoveQuota { .. } => "remove_quota",
+        Command::SetPool { .. } => "set_pool",
+        Command::RemovePool { .. } => "remove_pool",
+        Command::SetVolume { .. } => "set_volume",
+        Command::RemoveVolume { .. } => "remove_volume",
     }
 }
 

@@ -1,6 +1,7 @@
 //! What must be true of a spec wherever it comes from, and what is not acted on yet.
 
 use super::error::printable;
+use super::placement::{Placement, RULES_MAX};
 use super::types::*;
 use crate::api::v1::FieldError;
 use crate::ids::Name;
@@ -87,6 +88,7 @@ fn typed(spec: &WorkloadSpec, field: &[String]) -> Vec<String> {
         ["image"] => vec!["driver".into(), "container".into(), "image".into()],
         ["cpu" | "pids"] => vec!["resources".into(), keys[0].into()],
         ["memory"] => vec!["resources".into(), "memory_limit".into()],
+        [top, ..] if PLACEMENT.contains(top) => ["placement".to_owned()].into_iter().chain(field.iter().cloned()).collect(),
         ["ports", name, ..] => ["ports".into()].into_iter().chain(port(name)).collect(),
         ["health" | "liveness", rest @ ..] => {
             let probe = if keys[0] == "health" { "readiness" } else { "liveness" };
@@ -102,6 +104,10 @@ fn typed(spec: &WorkloadSpec, field: &[String]) -> Vec<String> {
     };
     moved
 }
+
+/// Fields of a file that stand below `placement`.
+const PLACEMENT: [&str; 11] =
+    ["constraints", "affinity", "anti_affinity", "spread", "distinct_hosts", "pool", "priority", "disk", "devices", "volumes", "arch"];
 
 /// Odd but allowed.
 pub(super) fn warnings(name: &Name, spec: &WorkloadSpec) -> Vec<String> {
@@ -144,6 +150,7 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
         logs,
         secrets,
         labels,
+        placement,
         schedule,
         timeout,
         disconnect: _,
@@ -210,6 +217,7 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
             format!("the label `{}` is longer than 255 bytes or holds control characters", printable(key))
         });
     }
+    rules.placement(placement, *kind);
     rules.want(schedule.is_none() || *kind == Kind::Job, "schedule", || "`schedule` is a field of a job: [job.NAME]".into());
     rules.want(timeout.is_none() || *kind == Kind::Job, "timeout", || "`timeout` is a field of a job: [job.NAME]".into());
     rules.want(copies.is_none() || *kind != Kind::Daemon, "copies", || {
@@ -301,6 +309,38 @@ impl Rules {
                 format!("port {} is given twice, to `{}` and `{name}`", port.fixed.unwrap_or(0), twice.map_or("", |p| p.name.as_str()))
             });
         }
+    }
+
+    fn placement(&mut self, placement: &Placement, kind: Kind) {
+        let Placement { constraints, affinity, anti_affinity, spread, distinct_hosts, pool: _, priority, disk, devices, volumes, arch } =
+            placement;
+        for (what, count) in [
+            ("constraints", constraints.len()),
+            ("affinity", affinity.len()),
+            ("anti_affinity", anti_affinity.len()),
+            ("spread", spread.len()),
+            ("devices", devices.len()),
+            ("volumes", volumes.len()),
+            ("arch", arch.len()),
+        ] {
+            self.want(count <= RULES_MAX, what, || format!("`{what}` holds {count}; at most {RULES_MAX} are possible"));
+        }
+        self.want(*priority <= 100, "priority", || "`priority` must be from 0 to 100".into());
+        self.want(disk.0 <= 1 << 60, "disk", || "`disk` is more than any host has".into());
+        for (n, one) in spread.iter().enumerate() {
+            let twice = spread[..n].iter().any(|other| other.attribute == one.attribute);
+            self.want_in(!twice, "spread", &n.to_string(), || format!("the copies are spread over `{}` twice", one.attribute));
+        }
+        for (n, ask) in devices.iter().enumerate() {
+            let twice = devices[..n].iter().any(|other| other.kind == ask.kind && other.rules == ask.rules);
+            self.want_in(!twice, "devices", &n.to_string(), || format!("`{}` is asked for twice; add up the counts", ask.kind));
+        }
+        self.want(kind != Kind::Daemon || !distinct_hosts, "distinct_hosts", || {
+            "`distinct_hosts` says nothing of a daemon: it runs once on every matching node".into()
+        });
+        self.want(kind != Kind::Daemon || spread.is_empty(), "spread", || {
+            "`spread` says nothing of a daemon: it runs once on every matching node".into()
+        });
     }
 
     fn resources(&mut self, resources: &Resources) {

@@ -101,6 +101,23 @@ fields! {
     "logs", "a table", "see its fields", "logs = { size = \"64M\" }", true, "What is kept of a copy's output on its node.";
     "logs.size", "a size, at least 64K", "32M", "logs = { size = \"64M\" }", true, "Budget of one copy; the oldest goes first.";
     "secrets", "a list of names", "none", "secrets = [\"DATABASE_URL\"]", false, "Secrets given to the process as environment variables.";
+    "arch", "an architecture, or a list of them", "any", "arch = \"amd64\"", true, "Architectures it was built for: amd64, arm64, ... A copy runs only on nodes of one of them.";
+    "constraints", "a list of rules", "none", "constraints = [\"label.zone in a, b\", \"kernel.version >= 5.10\"]", true,
+        "Rules a node must meet, all of them: ATTRIBUTE OPERATOR VALUE. Attributes are `label.NAME`, `node.NAME` (arch, name, pool, cpu, memory, disk, ...) and what agents find out (`kernel.version`, `os.name`, `driver.NAME`, `attr.NAME`; see `optimus nodes`). Operators: = != < <= > >= (compared as versions; 16G is a size), ~ !~ (pattern), in, not in, contains (a list parted by commas), version (a range: `version >= 1.2, < 2`), exists, not exists.";
+    "affinity", "a list of weights with rules", "none", "affinity = [\"+50 label.disk = ssd\", \"-20 label.zone = c\"]", true,
+        "Rules that make a node better or worse, each after its weight from -100 to 100. A node that meets none is still taken when there is no better one.";
+    "anti_affinity", "a list of workloads", "none", "anti_affinity = [\"batch\"]", true,
+        "Workloads of the same project and environment whose copies are kept on other nodes, where there is a choice. Copies of one workload keep apart anyway.";
+    "spread", "a list of attributes", "none", "spread = [\"label.zone\", \"label.rack r1 70%, r2 30%\"]", true,
+        "Attributes over whose values the copies are spread: evenly, or by the percentages given. What they leave goes to all other values.";
+    "distinct_hosts", "true or false", "false", "distinct_hosts = true", true, "At most one copy on a node.";
+    "pool", "a name", "default", "pool = \"gpu\"", true, "The pool of nodes to run in; an agent states its own with `--pool`.";
+    "priority", "0 to 100", "50", "priority = 80", true,
+        "Higher ones are placed first. One that finds no room may displace copies at least 10 points below it: as few and as low ones as will do.";
+    "disk", "a size", "none", "disk = \"10G\"", true, "Disk reserved on the node when placing.";
+    "devices", "a list of kinds of devices", "none", "devices = [\"2 nvidia/gpu where memory >= 16G\"]", true,
+        "Devices of the node that each copy gets for itself: [COUNT] KIND [where ATTRIBUTE OPERATOR VALUE and ...]. A kind is `gpu`, `nvidia/gpu` or `nvidia/gpu/NAME`.";
+    "volumes", "a list of volumes", "none", "volumes = [\"data\"]", true, "Volumes the copies use. They run on the node that holds them.";
     "labels", "a table of text", "empty", "labels = { team = \"shop\" }", true, "Free labels, shown with the workload.";
     "schedule", "a cron line or a table", "none", "schedule = { cron = \"0 3 * * *\", timezone = \"Europe/Berlin\" }", true,
         "When a job runs by itself. Each run is known by the job and the instant it was due at, so none happens twice.";

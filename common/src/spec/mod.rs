@@ -14,7 +14,9 @@ pub mod fields;
 pub mod job;
 mod job_fields;
 mod node;
+pub mod placement;
 mod read;
+mod read_placement;
 mod suggest;
 mod template;
 #[cfg(test)]
@@ -29,6 +31,7 @@ pub use cron::{CronError, Instance, Timetable};
 pub use error::{SpecError, SpecErrors};
 pub use fields::{explain_field, field, field_names};
 pub use job::{Missed, Overlap, PayloadRule, RunInput, RunOn, Runs, Schedule};
+pub use placement::{Affinity, Attribute, Constraint, DeviceAsk, NodeField, Placement, Spread};
 pub use template::{Detected, template, template_for};
 pub use types::*;
 

@@ -399,6 +399,7 @@ impl Reader<'_> {
             secrets: f.get("secrets").map(|n| self.list("secrets", n)).unwrap_or_default(),
             labels: f.get("labels").map(|n| self.texts("labels", n)).unwrap_or_default(),
             schedule,
+            placement: self.placement(&f),
             timeout: f.get("timeout").and_then(|n| self.span("timeout", n)),
             disconnect: f.get("disconnect").and_then(|n| self.disconnect(n)),
             runs,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::job::{Runs, Schedule};
+use super::placement::Placement;
 pub use super::update::{Amount, CanaryStep, Disconnect, Keep, ReleaseStep, Strategy, Update};
 use crate::ids::Name;
 use crate::time::Span;
@@ -45,6 +46,9 @@ pub struct WorkloadSpec {
     /// Free labels, for people and filters.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Where it may run, and where it would rather.
+    #[serde(default, skip_serializing_if = "Placement::is_default")]
+    pub placement: Placement,
     /// When a job runs by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,

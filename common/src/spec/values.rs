@@ -90,7 +90,7 @@ impl Reader<'_> {
         }
     }
 
-    fn size(&mut self, key: &str, node: &Node) -> Option<Bytes> {
+    pub fn size(&mut self, key: &str, node: &Node) -> Option<Bytes> {
         match &node.value {
             Value::Integer(n) if *n >= 0 => Some(Bytes(*n as u64)),
             Value::Text(text) => self.parsed(key, node, text),

@@ -51,6 +51,7 @@ fn spec() -> WorkloadSpec {
         logs: Logs { size: Bytes::mib(1) },
         secrets: vec![],
         labels: BTreeMap::new(),
+        placement: Default::default(),
         schedule: None,
         timeout: None,
         disconnect: None,

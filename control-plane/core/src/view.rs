@@ -23,6 +23,8 @@ pub use deployments::deployment;
 
 /// Events shown with an explanation.
 const EVENTS_SHOWN: usize = 10;
+/// Nodes judged in an explanation.
+const NODES_SHOWN: usize = 10;
 /// Endpoints listed with a workload.
 const ENDPOINTS_SHOWN: usize = 20;
 
@@ -94,6 +96,7 @@ fn missing_spec() -> optimus_common::spec::WorkloadSpec {
         logs: Logs { size: Bytes(0) },
         secrets: vec![],
         labels: BTreeMap::new(),
+        placement: Default::default(),
         schedule: None,
         timeout: None,
         disconnect: None,
@@ -171,6 +174,7 @@ pub fn allocation(state: &State, row: &Alloc) -> api::Allocation {
         release,
         node,
         ports,
+        devices: _,
         run,
         stop_reason: _,
         created_at,
@@ -225,8 +229,9 @@ pub fn node(state: &State, row: &Node, now: Timestamp) -> api::Node {
         pool: _,
         drain: _,
     } = row;
-    let NodeFacts { name, version, cpu, memory, arch, kernel, cgroup, unenforced, drivers, ports: _, address, boot_id: _, labels: _ } =
-        facts.clone();
+    let NodeFacts {
+        name, version, cpu, memory, arch, kernel, cgroup, unenforced, drivers, ports: _, address, boot_id: _, labels: _, ..
+    } = facts.clone();
     let taken = scheduler::taken(state, *id);
     api::Node {
         id: *id,
@@ -339,6 +344,7 @@ pub fn explain_workload(state: &State, row: &Workload, now: Timestamp) -> api::E
     for (index, reason) in reconciler::unplaced_slots(state, row, now, EVENTS_SHOWN) {
         evidence.push(format!("{}-{index} is not placed: {reason}", key.workload));
     }
+    evidence.extend(placement_evidence(state, row, now));
     let subject = key.to_string();
     let summary = match (&shown.reason, shown.phase) {
         (_, WorkloadPhase::Stopped) => format!("{} is stopped on request", key.workload),
@@ -359,6 +365,28 @@ pub fn explain_workload(state: &State, row: &Workload, now: Timestamp) -> api::E
         evidence,
         events: events_of(state, |s| s == subject || s.strip_prefix(&subject).is_some_and(|rest| rest.starts_with('-'))),
     }
+}
+
+/// What each node says to one more copy, best first: the terms of its score, or which rule it fails and by how much.
+fn placement_evidence(state: &State, row: &Workload, now: Timestamp) -> Vec<String> {
+    let Some(release) = state.release(&row.key, row.release).filter(|_| !row.stopped) else { return vec![] };
+    let judged = scheduler::judge(state, &row.key, &release.spec, now);
+    let more = judged.len().saturating_sub(NODES_SHOWN);
+    let mut lines: Vec<String> = judged
+        .into_iter()
+        .take(NODES_SHOWN)
+        .map(|j| match j.verdict {
+            Ok(score) => {
+                let terms: Vec<String> = score.terms().iter().map(|(name, value)| format!("{name} {value}")).collect();
+                format!("another copy could run on {} ({} of 1000 each)", j.name, terms.join(", "))
+            }
+            Err(refusal) => format!("another copy could not run on {}: {refusal}", j.name),
+        })
+        .collect();
+    if more > 0 {
+        lines.push(format!("and {more} more nodes"));
+    }
+    lines
 }
 
 /// Why a copy is as it is.

@@ -206,7 +206,12 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let detail = refusal.to_string();
         match refusal {
-            Refusal::NoSuchWorkload(_) | Refusal::NoSuchNode(_) | Refusal::NoSuchRelease { .. } => ApiError::not_found(detail),
+            Refusal::NoSuchWorkload(_)
+            | Refusal::NoSuchNode(_)
+            | Refusal::NoSuchRelease { .. }
+            | Refusal::NoSuchQuota(_)
+            | Refusal::NoSuchPool(_)
+            | Refusal::NoSuchVolume(_) => ApiError::not_found(detail),
             Refusal::RequestReused => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, code::CONFLICT, detail)
                 .hint("an Idempotency-Key belongs to one request; take a new key for another"),
             Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp => {

@@ -209,6 +209,7 @@ mod tests {
             release: 1,
             node: mine,
             ports: vec![],
+            devices: vec![],
             run: true,
             stop_reason: None,
             created_at: Timestamp(1),

@@ -230,6 +230,7 @@ async fn welcome(shared: &Shared, peer: &Peer, hello: Hello) -> Result<(Welcome,
     check_facts(&facts).map_err(|what| No::new(&code::BAD_REQUEST, what))?;
     let state = admitted(shared, peer).await?;
     let row = on_record(&state, peer)?;
+    let facts = facts.at_version(state.cluster.as_ref().map_or(1, |c| c.version));
     if (!row.up || row.facts != facts)
         && let Applied::Refused(refusal) = shared.store.propose(Command::NodeUp { node, facts }).await.map_err(unavailable)?
     {
@@ -269,21 +270,59 @@ async fn caught_up(shared: &Shared, generation: u64) -> Result<(), No> {
 
 /// Bounds what a node may put into the replicated state about itself.
 fn check_facts(facts: &NodeFacts) -> Result<(), String> {
-    let NodeFacts { name, version, cpu: _, memory: _, arch, kernel, cgroup, unenforced, drivers, ports, address, boot_id, labels } = facts;
+    let NodeFacts {
+        name,
+        version,
+        cpu: _,
+        memory: _,
+        arch,
+        kernel,
+        cgroup,
+        unenforced,
+        drivers,
+        ports,
+        address,
+        boot_id,
+        labels,
+        attributes,
+        pool: _,
+        disk: _,
+        disk_free: _,
+        reserved: _,
+        devices,
+        load: _,
+    } = facts;
     let texts = [name, version, arch, kernel, cgroup, address, boot_id]
         .into_iter()
         .chain(unenforced)
         .chain(drivers)
         .chain(labels.keys())
-        .chain(labels.values());
+        .chain(labels.values())
+        .chain(attributes.keys())
+        .chain(attributes.values())
+        .chain(devices.iter().flat_map(|d| [&d.vendor, &d.kind, &d.name].into_iter().chain(&d.ids)))
+        .chain(devices.iter().flat_map(|d| d.paths.keys().chain(d.paths.values().flatten())))
+        .chain(devices.iter().flat_map(|d| d.attributes.keys().chain(d.attributes.values())));
     for text in texts {
         if text.len() > FACT_TEXT_MAX || text.chars().any(char::is_control) {
             return Err(format!("a text in the node's facts is longer than {FACT_TEXT_MAX} bytes or not printable"));
         }
     }
-    for (what, count) in [("limits not enforced", unenforced.len()), ("drivers", drivers.len()), ("labels", labels.len())] {
+    for (what, count) in [
+        ("limits not enforced", unenforced.len()),
+        ("drivers", drivers.len()),
+        ("labels", labels.len()),
+        ("attributes", attributes.len()),
+        ("kinds of devices", devices.len()),
+    ] {
         if count > FACT_ENTRIES_MAX {
             return Err(format!("the node's facts list {count} {what}; {FACT_ENTRIES_MAX} are possible"));
+        }
+    }
+    for group in devices {
+        let (ids, more) = (group.ids.len(), group.attributes.len().max(group.paths.values().map(Vec::len).sum()));
+        if ids > FACT_ENTRIES_MAX || more > FACT_ENTRIES_MAX {
+            return Err(format!("the node's facts list {ids} devices of one kind; {FACT_ENTRIES_MAX} are possible"));
         }
     }
     if ports.0 > ports.1 {

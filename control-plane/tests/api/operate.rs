@@ -107,6 +107,8 @@ async fn a_node_is_labelled_pooled_cordoned_and_drained() {
     assert_eq!(server.post("/v1/nodes/host-1:pool", &json!({"pool": "batch"})).await.json()["pool"], "batch");
     assert_eq!(server.post("/v1/nodes/host-1:cordon", &json!({})).await.json()["cordoned"], true);
     assert_eq!(server.post("/v1/nodes/host-1:uncordon", &json!({})).await.json()["cordoned"], false);
+    // What names no pool is not placed in this one.
+    assert_eq!(server.post("/v1/nodes/host-1:pool", &json!({"pool": "default"})).await.json()["pool"], "default");
     server.deploy(&["web"]).await;
     server.place("web", 0).await;
     let preview = server.get("/v1/nodes/host-1:preview-drain").await.json();

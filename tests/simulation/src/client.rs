@@ -61,6 +61,7 @@ pub fn spec(workload: &str, value: u64, copies: Option<u32>) -> WorkloadSpec {
         logs: Logs { size: Bytes::mib(1) },
         secrets: vec![],
         labels: BTreeMap::new(),
+        placement: Default::default(),
         schedule: None,
         timeout: None,
         disconnect: None,

@@ -31,6 +31,7 @@ pub fn spec() -> WorkloadSpec {
         logs: Logs { size: Bytes::mib(1) },
         secrets: vec![],
         labels: Default::default(),
+        placement: Default::default(),
         schedule: None,
         timeout: None,
         disconnect: None,

@@ -131,6 +131,7 @@ impl TestStore {
                 release: 1,
                 node,
                 ports: vec![],
+                devices: vec![],
                 run: true,
                 stop_reason: None,
                 created_at: Timestamp(1),

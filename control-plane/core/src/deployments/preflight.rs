@@ -32,7 +32,7 @@ pub fn preflight(state: &State, workload: &Workload, release: &Release, findings
     }
     let could = |node: &crate::state::Node| scheduler::fits_with(node, &Taken::default(), &release.spec, None, now).is_ok();
     if workload.copies > 0 && !state.nodes.values().any(|node| could(node)) {
-        return scheduler::why_nowhere(state, &release.spec, now);
+        return scheduler::why_nowhere(state, &workload.key, &release.spec, now);
     }
     None
 }

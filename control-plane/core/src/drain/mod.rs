@@ -144,8 +144,10 @@ pub fn waiting(state: &State, node: NodeId) -> Vec<(String, String)> {
         Some(Kind::Job) => "is left to finish its run".to_owned(),
         Some(Kind::Daemon) => "goes last".to_owned(),
         _ if alloc.migrate => match state.workload(&alloc.key).and_then(|w| state.release(&w.key, w.release)) {
-            Some(release) if replacement(state, alloc).is_none() => crate::scheduler::why_nowhere(state, &release.spec, row.changed_at)
-                .map_or("its replacement is placed next".into(), |r| r.to_string()),
+            Some(release) if replacement(state, alloc).is_none() => {
+                crate::scheduler::why_nowhere(state, &alloc.key, &release.spec, row.changed_at)
+                    .map_or("its replacement is placed next".into(), |r| r.to_string())
+            }
             _ => "waits until its replacement is ready".to_owned(),
         },
         _ => "waits for its turn: as many copies of its workload as may are moving or not ready".to_owned(),

@@ -65,8 +65,8 @@ pub fn preview(state: &State, node: NodeId, keep_daemons: bool, now: Timestamp) 
                     // What earlier copies of this drain would take counts too, so a node may refuse only here.
                     None => Fate::Waits {
                         why: spec
-                            .and_then(|spec| scheduler::why_nowhere(&cordoned, spec, now))
-                            .unwrap_or(Reason::NoNodeFits { nodes: vec![] }),
+                            .and_then(|spec| scheduler::why_nowhere(&cordoned, &alloc.key, spec, now))
+                            .unwrap_or(Reason::NoNodeFits { nodes: vec![], counts: vec![] }),
                     },
                 }
             }

@@ -139,7 +139,7 @@ impl<'a> Paper<'a> {
             *taken = taken.without(alloc, &release.spec);
         }
         if let Some((_, taken)) = self.nodes.get_mut(&done.to) {
-            taken.add(&[], &release.spec);
+            taken.add(&[], &[], &release.spec);
         }
         *self.of.entry((&alloc.key, done.from)).or_default() -= 1;
         *self.of.entry((&alloc.key, done.to)).or_default() += 1;

@@ -85,7 +85,7 @@ fn active(state: &State, run: &Arc<JobRun>, rules: &Runs, release: &Release, now
     {
         let until = since + rules.start_within;
         if now >= until {
-            let reason = scheduler::why_nowhere(state, &release.spec, now);
+            let reason = scheduler::why_nowhere(state, key, &release.spec, now);
             decision.steps.push(RunStep::End { key: key.clone(), number, phase: RunPhase::Failed, reason });
         } else {
             decision.wake(until);
@@ -133,7 +133,7 @@ pub fn waits_for(state: &State, run: &JobRun, now: Timestamp) -> Option<Reason> 
         RunPhase::Active if run.retry_at.is_some_and(|at| at > now) => run.reason.clone(),
         RunPhase::Active => {
             let placed = |slot| state.allocs_in(&run.job, slot).any(|a| !a.has_ended());
-            if run.open_slots().all(placed) { None } else { scheduler::why_nowhere(state, &release.spec, now) }
+            if run.open_slots().all(placed) { None } else { scheduler::why_nowhere(state, &run.job, &release.spec, now) }
         }
         _ => None,
     }

@@ -12,7 +12,7 @@ use optimus_common::{AllocId, NodeId, Reason, Timestamp};
 
 use super::{ENDED_KEPT, Pass, answers, over_at, retry_at};
 use crate::deployments::RESTARTS_MAX;
-use crate::scheduler::{self, View, eligible};
+use crate::scheduler::{self, Ask, View, suits};
 use crate::state::{Alloc, Deployment, DeploymentStep, Node, Placement, Release, State, Workload};
 
 /// How far a node is.
@@ -34,7 +34,7 @@ enum Place {
 pub fn nodes_wanted<'a>(state: &'a State, workload: &'a Workload, release: &'a Release) -> impl Iterator<Item = &'a Arc<Node>> {
     state.nodes.values().filter(move |node| {
         let holds = || state.allocs_on(node.id).any(|a| a.key == workload.key && a.run && !a.migrate);
-        node.up && eligible(node, &release.spec).is_ok() && (!node.cordoned || holds())
+        node.up && suits(node, &release.spec).is_ok() && (!node.cordoned || holds())
     })
 }
 
@@ -46,7 +46,7 @@ pub(super) fn unplaced(state: &State, workload: &Workload, now: Timestamp, most:
         .filter(|node| !state.allocs_on(node.id).any(|a| a.key == workload.key && !a.has_ended()))
         .map(|node| {
             let index = slots.of_node.get(&node.id).copied().unwrap_or(u32::MAX);
-            let why = scheduler::fits(state, node.id, &release.spec, None, now).err();
+            let why = scheduler::fits(state, node.id, &workload.key, &release.spec, None, now).err();
             (index, why.map_or(Reason::Starting, |why| Reason::NotForNode { node: node.facts.name.clone(), why }))
         });
     missing.take(most).collect()
@@ -105,7 +105,7 @@ impl<'a> Pass<'a> {
                 let node = self.state.nodes.get(node).map_or_else(String::new, |n| n.facts.name.clone());
                 self.stop(alloc, Reason::Drained { node });
             }
-            let refusal = self.state.nodes.get(node).and_then(|row| Some((row, eligible(row, &release.spec).err()?)));
+            let refusal = self.state.nodes.get(node).and_then(|row| Some((row, suits(row, &release.spec).err()?)));
             if let Some((row, why)) = refusal {
                 for alloc in here.iter().filter(|a| a.run && !a.migrate) {
                     self.stop(alloc, Reason::NotForNode { node: row.facts.name.clone(), why: why.clone() });
@@ -193,7 +193,8 @@ impl<'a> Pass<'a> {
     fn put(&mut self, workload: &Workload, release: &Release, node: NodeId, index: u32) -> bool {
         let (state, now) = (self.state, self.now);
         let alloc = (self.new_id)();
-        let Some(ports) = self.view.get_or_insert_with(|| View::of(state, now)).place_on(node, &release.spec, alloc) else { return false };
+        let ask = Ask { key: &workload.key, spec: &release.spec, alloc, troubled: &[] };
+        let Ok(ports) = self.view.get_or_insert_with(|| View::of(state, now)).place_on(node, ask) else { return false };
         let placement = Placement { alloc, key: workload.key.clone(), index, release: release.number, node, ports };
         self.outcome.plan.place.push(placement);
         true

@@ -29,6 +29,7 @@ pub use desired::{desired_allocs, desired_for};
 pub use job_copies::JOB_ENDED_KEPT;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use optimus_common::spec::Kind;
 use optimus_common::{AllocId, Reason, Span, Timestamp, WorkloadKey};
@@ -72,10 +73,7 @@ pub fn reconcile(state: &State, now: Timestamp, new_id: &mut dyn FnMut() -> Allo
 /// [`reconcile`] with what the leader knows beside the state.
 pub fn reconcile_with(state: &State, findings: &Findings, now: Timestamp, new_id: &mut dyn FnMut() -> AllocId) -> Outcome {
     let mut pass = Pass { state, findings, now, new_id, view: None, outcome: Outcome::default() };
-    for workload in state.workloads.values() {
-        if rest::is_at_rest(state, workload) {
-            continue;
-        }
+    for workload in in_order(state) {
         if pass.is_full() {
             pass.wake(now);
             break;
@@ -87,6 +85,15 @@ pub fn reconcile_with(state: &State, findings: &Findings, now: Timestamp, new_id
         pass.outcome.plan.cut_to(cluster.version);
     }
     pass.outcome
+}
+
+/// The workloads there may be something to do for, those of higher priority first: they choose before the others do.
+fn in_order(state: &State) -> Vec<&Arc<Workload>> {
+    let priority = |w: &Workload| state.release(&w.key, w.release).map_or(0, |r| r.spec.placement.priority);
+    let busy = state.workloads.values().filter(|w| !rest::is_at_rest(state, w));
+    let mut workloads: Vec<_> = busy.map(|w| (std::cmp::Reverse(priority(w)), w)).collect();
+    workloads.sort_by_key(|(priority, _)| *priority); // stable: by key within
+    workloads.into_iter().map(|(_, workload)| workload).collect()
 }
 
 /// [`reconcile`] of some workloads only. For those who want to know what would become of them.
@@ -113,7 +120,7 @@ pub fn unplaced(state: &State, workload: &Workload, index: u32, now: Timestamp) 
         let last = state.allocs_in(&workload.key, index).filter(|a| a.has_ended()).last();
         return Some(last.and_then(|a| a.status.as_ref()?.reason.clone()).unwrap_or(Reason::Starting));
     }
-    Some(scheduler::why_nowhere(state, &release.spec, now).unwrap_or(Reason::Starting))
+    Some(scheduler::why_nowhere(state, &workload.key, &release.spec, now).unwrap_or(Reason::Starting))
 }
 
 /// The slots of a workload without a copy and why, in their order, at most `most` of them.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use optimus_common::protocol::Phase;
-use optimus_common::{NodeId, Reason};
+use optimus_common::{AllocId, NodeId, Reason};
+use uuid::Uuid;
 
 use super::aim::Aim;
 use super::silent::is_unknown;
@@ -11,7 +12,7 @@ use super::slot::{Slot, Stage, answers};
 use super::{Pass, retry_at};
 use crate::deployments::may_adopt;
 use crate::endpoints;
-use crate::scheduler::{self, Ask, View};
+use crate::scheduler::{self, Ask, Room, View};
 use crate::state::{Alloc, Placement, Release, Workload};
 
 pub(super) struct Move<'p, 'a> {
@@ -294,8 +295,18 @@ impl Move<'_, '_> {
         let alloc = (self.pass.new_id)();
         let troubled = self.troubled(slot, release);
         let ask = Ask { key: &self.workload.key, spec: &release.spec, alloc, troubled: &troubled };
-        let Some((node, ports)) = self.pass.view.get_or_insert_with(|| View::of(state, now)).place(ask) else {
-            self.room[side] = false;
+        let view = self.pass.view.get_or_insert_with(|| View::of(state, now));
+        let Some((node, ports)) = view.place(ask) else {
+            match view.make_room(ask) {
+                Room::None => self.room[side] = false,
+                Room::Coming => {}
+                Room::Displace(victims) => {
+                    let reason = Reason::Preempted { by: self.workload.key.to_string() };
+                    for victim in victims.iter().filter_map(|id| state.allocs.get(id)) {
+                        self.pass.stop(victim, reason.clone());
+                    }
+                }
+            }
             return false;
         };
         let placement = Placement { alloc, key: self.workload.key.clone(), index: slot.index, release: release.number, node, ports };
@@ -323,7 +334,8 @@ impl Move<'_, '_> {
             let old_release = state.release(&old.key, old.release);
             old_release.is_some_and(|of_old| view.fits_instead(old, of_old, &release.spec))
         });
-        let stops = would_do || anyway && view.could_place(&release.spec);
+        let ask = Ask { key: &self.workload.key, spec: &release.spec, alloc: AllocId(Uuid::nil()), troubled: &[] };
+        let stops = would_do || anyway && view.could_place(ask);
         if stops {
             for alloc in &slot.current {
                 self.stop_replaced(alloc);

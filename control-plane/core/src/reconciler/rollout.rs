@@ -128,7 +128,7 @@ impl Rollout<'_> {
 
     fn no_room(&self) -> Option<Reason> {
         let release = self.state.release(&self.workload.key, self.workload.release)?;
-        scheduler::why_nowhere(self.state, &release.spec, self.now)
+        scheduler::why_nowhere(self.state, &self.workload.key, &release.spec, self.now)
     }
 
     /// What the newest copy of the slot that gave up said.

@@ -25,6 +25,8 @@ pub struct Proposal {
     pub command: Command,
 }
 
+/// Boxing the large ones would save nothing: commands are few and short-lived.
+#[allow(clippy::large_enum_variant)]
 /// Variants are only ever added at the end, and only proposed once the cluster's version allows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Command {
@@ -205,6 +207,27 @@ pub enum Command {
     Rebalance {
         moves: Vec<AllocId>,
     },
+    /// Sets what a project, or one of its environments, may take together. What runs already stays.
+    SetQuota {
+        key: super::QuotaKey,
+        quota: super::Quota,
+    },
+    RemoveQuota {
+        key: super::QuotaKey,
+    },
+    SetPool {
+        pool: super::Pool,
+    },
+    RemovePool {
+        name: Name,
+    },
+    /// A volume is on this node from now on.
+    SetVolume {
+        volume: super::Volume,
+    },
+    RemoveVolume {
+        key: super::VolumeKey,
+    },
 }
 
 /// What a person may ask of a workload's newest deployment.
@@ -292,6 +315,14 @@ impl Command {
             Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
             Command::RotateCa { .. } | Command::AbortRotation { .. } | Command::ForceRotation | Command::StepRotation { .. } => 3,
             Command::MemberCa { .. } | Command::MemberClock { .. } | Command::RotationWaited { .. } => 3,
+            Command::SetQuota { .. }
+            | Command::RemoveQuota { .. }
+            | Command::SetPool { .. }
+            | Command::RemovePool { .. }
+            | Command::SetVolume { .. }
+            | Command::RemoveVolume { .. } => 3,
+            // A server that does not know the rules would place against them.
+            Command::Deploy { items } if items.iter().any(|item| !item.spec.placement.is_default()) => 3,
             _ => 1,
         }
     }
@@ -471,6 +502,12 @@ pub enum Refusal {
     ChangedSince { key: WorkloadKey, expected: u64, now: u64 },
     #[error("workload {key} has no release {release}; releases are kept for a while only")]
     NoSuchRelease { key: WorkloadKey, release: u64 },
+    #[error("there is no quota of {0}")]
+    NoSuchQuota(super::QuotaKey),
+    #[error("there is no pool {0}")]
+    NoSuchPool(optimus_common::Name),
+    #[error("there is no volume {0}")]
+    NoSuchVolume(super::VolumeKey),
     #[error("the cluster is at version {cluster}; this needs {needed}: upgrade the remaining servers first")]
     NotYet { cluster: u32, needed: u32 },
     #[error("the cluster has not been created yet")]

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use optimus_common::ids::RequestId;
-use optimus_common::{AllocId, DeploymentId, NodeId, WorkloadKey};
+use optimus_common::spec::WorkloadSpec;
+use optimus_common::{AllocId, DeploymentId, Name, NodeId, WorkloadKey};
 use uuid::Uuid;
 
 use super::tables::*;
+use crate::scheduler::{self, Taken, Usage};
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Indexes {
@@ -19,6 +21,54 @@ pub(crate) struct Indexes {
     pub requests: OrdSet<(u64, RequestId)>,
     /// Runs that wait or are active.
     pub live_runs: OrdSet<(WorkloadKey, u64)>,
+    /// What copies that have not ended hold of each node; no row where none does.
+    pub taken: OrdMap<NodeId, Arc<Taken>>,
+    /// The same by project and environment.
+    pub usage: OrdMap<Name, OrdMap<Name, Usage>>,
+    /// How many copies that have not ended there are of each priority.
+    pub priorities: OrdMap<u8, u32>,
+    /// Nodes of one class differ in nothing a rule can tell apart, but for their own names.
+    pub classes: OrdMap<NodeId, u128>,
+}
+
+impl Indexes {
+    fn hold(&mut self, alloc: &Alloc, spec: Option<&WorkloadSpec>) {
+        Arc::make_mut(self.taken.entry(alloc.node).or_default()).add_copy(alloc, spec);
+        let of_project = self.usage.entry(alloc.key.project.clone()).or_default();
+        of_project.entry(alloc.key.environment.clone()).or_default().add(&Usage::of(spec));
+        if let Some(spec) = spec {
+            *self.priorities.entry(spec.placement.priority).or_default() += 1;
+        }
+    }
+
+    fn give_back(&mut self, alloc: &Alloc, spec: Option<&WorkloadSpec>) {
+        if let Some(taken) = self.taken.get_mut(&alloc.node) {
+            let taken = Arc::make_mut(taken);
+            taken.remove_copy(alloc, spec);
+            if *taken == Taken::default() {
+                self.taken.remove(&alloc.node);
+            }
+        }
+        if let Some(spec) = spec
+            && let Some(count) = self.priorities.get_mut(&spec.placement.priority)
+        {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.priorities.remove(&spec.placement.priority);
+            }
+        }
+        let (project, environment) = (&alloc.key.project, &alloc.key.environment);
+        let Some(of_project) = self.usage.get_mut(project) else { return };
+        if let Some(usage) = of_project.get_mut(environment) {
+            usage.subtract(&Usage::of(spec));
+            if *usage == Usage::default() {
+                of_project.remove(environment);
+            }
+        }
+        if of_project.is_empty() {
+            self.usage.remove(project);
+        }
+    }
 }
 
 impl State {
@@ -46,6 +96,25 @@ impl State {
         self.indexes.on_node.get(&node).into_iter().flatten().filter_map(|id| self.allocs.get(id))
     }
 
+    /// What copies that have not ended hold of a node; none when none does.
+    pub(crate) fn taken_of(&self, node: NodeId) -> Option<&Arc<Taken>> {
+        self.indexes.taken.get(&node)
+    }
+
+    /// What a project reserves in each of its environments.
+    pub(crate) fn usage_by_environment<'s>(&'s self, project: &'s Name) -> impl Iterator<Item = (&'s Name, &'s Usage)> {
+        self.indexes.usage.get(project).into_iter().flatten()
+    }
+
+    /// The lowest priority of a copy that has not ended.
+    pub(crate) fn lowest_priority(&self) -> Option<u8> {
+        self.indexes.priorities.get_min().map(|(priority, _)| *priority)
+    }
+
+    pub(crate) fn class_of(&self, node: &Node) -> u128 {
+        self.indexes.classes.get(&node.id).copied().unwrap_or_else(|| scheduler::class_of(node))
+    }
+
     /// The deployments kept of a workload, oldest first.
     pub fn deployments_of<'a>(&'a self, key: &'a WorkloadKey) -> impl DoubleEndedIterator<Item = &'a Arc<Deployment>> + 'a {
         self.indexes.deployments.get(key).into_iter().flatten().filter_map(|id| self.deployments.get(id))
@@ -54,11 +123,60 @@ impl State {
     pub(crate) fn insert_alloc(&mut self, alloc: Alloc) {
         insert(&mut self.indexes.copies, alloc.key.clone(), (alloc.index, alloc.id));
         insert(&mut self.indexes.on_node, alloc.node, alloc.id);
-        self.allocs.insert(alloc.id, Arc::new(alloc));
+        let alloc = Arc::new(alloc);
+        self.allocs.insert(alloc.id, alloc.clone());
+        self.hold(&alloc);
+    }
+
+    /// Every change of a copy's row goes through here, so that what nodes hold follows.
+    pub(crate) fn change_alloc(&mut self, id: AllocId, change: impl FnOnce(&mut Alloc)) {
+        let Some(row) = self.allocs.get_mut(&id) else { return };
+        let before = row.clone();
+        change(Arc::make_mut(row));
+        let row = row.clone();
+        if before.has_ended() != row.has_ended() || before.release != row.release {
+            if !before.has_ended() {
+                self.give_back(&before);
+            }
+            self.hold(&row);
+        }
+    }
+
+    fn hold(&mut self, alloc: &Alloc) {
+        if !alloc.has_ended() {
+            let spec = self.release(&alloc.key, alloc.release).map(|r| r.spec.clone());
+            self.indexes.hold(alloc, spec.as_deref());
+        }
+    }
+
+    fn give_back(&mut self, alloc: &Alloc) {
+        let spec = self.release(&alloc.key, alloc.release).map(|r| r.spec.clone());
+        self.indexes.give_back(alloc, spec.as_deref());
+    }
+
+    pub(crate) fn insert_node(&mut self, node: Node) {
+        let id = node.id;
+        self.nodes.insert(id, Arc::new(node));
+        self.reclass(id);
+    }
+
+    /// After a change of a node's facts.
+    pub(crate) fn reclass(&mut self, id: NodeId) {
+        if let Some(class) = self.nodes.get(&id).map(|node| scheduler::class_of(node)) {
+            self.indexes.classes.insert(id, class);
+        }
+    }
+
+    pub(crate) fn remove_node(&mut self, id: NodeId) -> Option<Arc<Node>> {
+        self.indexes.classes.remove(&id);
+        self.nodes.remove(&id)
     }
 
     pub(crate) fn remove_alloc(&mut self, id: AllocId) {
         if let Some(alloc) = self.allocs.remove(&id) {
+            if !alloc.has_ended() {
+                self.give_back(&alloc);
+            }
             remove(&mut self.indexes.copies, &alloc.key, &(alloc.index, id));
             remove(&mut self.indexes.on_node, &alloc.node, &id);
         }
@@ -97,7 +215,11 @@ impl State {
         for alloc in self.allocs.values() {
             insert(&mut fresh.copies, alloc.key.clone(), (alloc.index, alloc.id));
             insert(&mut fresh.on_node, alloc.node, alloc.id);
+            if !alloc.has_ended() {
+                fresh.hold(alloc, self.release(&alloc.key, alloc.release).map(|r| &*r.spec));
+            }
         }
+        fresh.classes = self.nodes.iter().map(|(id, node)| (*id, scheduler::class_of(node))).collect();
         for deployment in self.deployments.values() {
             insert(&mut fresh.deployments, deployment.key.clone(), deployment.id);
         }

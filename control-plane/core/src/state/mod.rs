@@ -6,6 +6,7 @@ pub mod authority;
 pub mod command;
 mod indexes;
 mod operations;
+mod placing;
 pub mod snapshot;
 pub mod tables;
 
@@ -17,4 +18,5 @@ pub use command::{
     Applied, Command, DeployItem, DeploymentStep, LEVEL, NodeChange, Placement, Plan, Proposal, Refusal, RunOrder, RunStep, ServerFacts,
     Steering,
 };
+pub use placing::*;
 pub use tables::*;

@@ -217,7 +217,7 @@ impl super::Node {
         labels
     }
     pub fn pool(&self) -> &str {
-        self.pool.as_ref().map_or(super::DEFAULT_POOL, |pool| pool.as_str())
+        self.pool.as_ref().or(self.facts.pool.as_ref()).map_or(super::DEFAULT_POOL, |pool| pool.as_str())
     }
     /// It is being emptied and is not empty yet.
     pub fn is_draining(&self) -> bool {

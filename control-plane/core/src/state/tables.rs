@@ -52,6 +52,15 @@ pub struct State {
     /// Whether copies are moved to even out the nodes. Unset: never by itself.
     #[serde(default)]
     pub rebalance: Option<RebalanceRow>,
+    /// What projects and environments may take together.
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
+    pub quotas: OrdMap<super::QuotaKey, Arc<super::Quota>>,
+    /// How copies are laid out in the pools that say so.
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
+    pub pools: OrdMap<optimus_common::Name, Arc<super::Pool>>,
+    /// Where volumes are.
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
+    pub volumes: OrdMap<super::VolumeKey, Arc<super::Volume>>,
     /// Derived from the tables, rebuilt when a snapshot is read.
     #[serde(skip)]
     pub(crate) indexes: super::indexes::Indexes,
@@ -150,7 +159,7 @@ pub struct Node {
     /// Set by operators; over the labels of its facts.
     #[serde(default)]
     pub labels: OrdMap<String, String>,
-    /// Set by operators. Unset: [`DEFAULT_POOL`].
+    /// Set by operators, over that of its facts. Unset in both: [`DEFAULT_POOL`].
     #[serde(default)]
     pub pool: Option<Name>,
     /// It is being emptied, or has been.
@@ -220,6 +229,9 @@ pub struct Alloc {
     pub node: NodeId,
     /// Host port of each port of the spec, in its order.
     pub ports: Vec<(String, u16)>,
+    /// Devices given to it: kind and id of each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<(String, String)>,
     /// Desired: false means stop. Written by the reconciler only.
     pub run: bool,
     /// Why it should not run.

@@ -285,12 +285,12 @@ proptest! {
         let (state, now) = (&world.state, world.now);
         let alloc = AllocId(id(77));
         let ask = scheduler::Ask { key: &key("new"), spec: &spec, alloc, troubled: &[] };
-        let anywhere = state.nodes.keys().any(|node| scheduler::fits(state, *node, &spec, None, now).is_ok());
+        let anywhere = state.nodes.keys().any(|node| scheduler::fits(state, *node, &key("new"), &spec, None, now).is_ok());
         let planned = scheduler::View::of(state, now).place(ask);
         prop_assert_eq!(planned.is_some(), anywhere);
-        prop_assert_eq!(scheduler::why_nowhere(state, &spec, now).is_none(), anywhere);
+        prop_assert_eq!(scheduler::why_nowhere(state, &key("new"), &spec, now).is_none(), anywhere);
         if let Some((node, ports)) = planned {
-            prop_assert_eq!(scheduler::fits(state, node, &spec, Some(&ports), now), Ok(()));
+            prop_assert_eq!(scheduler::fits(state, node, &key("new"), &spec, Some(&ports), now), Ok(()));
             prop_assert_eq!(scheduler::judge(state, &key("new"), &spec, now)[0].node, node);
         }
     }

@@ -279,6 +279,7 @@ fn spec() -> WorkloadSpec {
         logs: Logs { size: Bytes(1 << 20) },
         secrets: vec![],
         labels: BTreeMap::new(),
+        placement: Default::default(),
         schedule: None,
         timeout: None,
         disconnect: None,

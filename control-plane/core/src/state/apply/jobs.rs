@@ -148,14 +148,14 @@ impl Step<'_> {
 
     /// The slot of a copy of the run that has ended by itself, which is noted: it should no longer run.
     fn ended_copy(&mut self, run: &JobRun, alloc: AllocId, well: bool) -> Option<u32> {
-        let row = self.state.allocs.get_mut(&alloc)?;
+        let row = self.state.allocs.get(&alloc)?;
         let fits = row.key == run.job && run.slots().contains(&row.index) && !run.done.contains(&row.index);
         if !fits || row.is_complete() != well || !row.phase().is_terminal() || !(row.run || well) {
             return None;
         }
-        let row = Arc::make_mut(row);
-        row.run = false;
-        Some(row.index)
+        let index = row.index;
+        self.state.change_alloc(alloc, |row| row.run = false);
+        Some(index)
     }
 
     fn live_run(&self, key: &WorkloadKey, number: u64) -> Option<JobRun> {

@@ -14,6 +14,7 @@ mod endpoints;
 mod jobs;
 mod nodes;
 mod operate;
+mod placing;
 mod plan;
 mod reports;
 mod servers;
@@ -136,6 +137,12 @@ impl Step<'_> {
             Command::NodeDrained { node } => self.node_drained(node),
             Command::SetRebalance { automatic, moves, every } => self.set_rebalance(automatic, moves, every),
             Command::Rebalance { moves } => self.flag_for_balance(moves),
+            Command::SetQuota { key, quota } => self.set_quota(key, quota),
+            Command::RemoveQuota { key } => self.remove_quota(&key),
+            Command::SetPool { pool } => self.set_pool(pool),
+            Command::RemovePool { name } => self.remove_pool(&name),
+            Command::SetVolume { volume } => self.set_volume(volume),
+            Command::RemoveVolume { key } => self.remove_volume(&key),
         }
     }
 

@@ -66,7 +66,7 @@ impl Step<'_> {
             pool: None,
             drain: None,
         };
-        self.state.nodes.insert(node, Arc::new(row));
+        self.state.insert_node(row);
         self.event(EventKind::NodeJoined, &format!("node/{name}"), "node joined the cluster", None);
         self.done()
     }
@@ -83,6 +83,9 @@ impl Step<'_> {
         if came_up {
             row.up = true;
             row.changed_at = self.at;
+        }
+        self.state.reclass(node);
+        if came_up {
             self.event(EventKind::NodeUp, &format!("node/{name}"), "node is up", None);
             self.rerouted_on(node);
         }
@@ -107,7 +110,7 @@ impl Step<'_> {
     /// The row is what a node is known by, so without it nobody lets the node in.
     pub(super) fn remove_node(&mut self, node: NodeId) -> Applied {
         self.rerouted_on(node);
-        let Some(row) = self.state.nodes.remove(&node) else { return Applied::Refused(Refusal::NoSuchNode(node)) };
+        let Some(row) = self.state.remove_node(node) else { return Applied::Refused(Refusal::NoSuchNode(node)) };
         let copies: Vec<_> = self.state.allocs_on(node).map(|a| a.id).collect();
         let message = format!("node removed; {} of its copies count as gone", copies.len());
         for id in copies {

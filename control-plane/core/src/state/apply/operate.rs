@@ -58,7 +58,7 @@ impl Step<'_> {
         }
         let kind = if new.is_draining() && !row.is_draining() { EventKind::NodeDraining } else { EventKind::NodeChanged };
         let subject = format!("node/{}", row.facts.name);
-        self.state.nodes.insert(node, Arc::new(new));
+        self.state.insert_node(new);
         if unflag {
             self.unflag(node);
         }
@@ -70,9 +70,7 @@ impl Step<'_> {
     fn unflag(&mut self, node: NodeId) {
         let flagged: Vec<_> = self.state.allocs_on(node).filter(|a| a.migrate && a.run).map(|a| a.id).collect();
         for id in flagged {
-            if let Some(row) = self.state.allocs.get_mut(&id) {
-                Arc::make_mut(row).migrate = false;
-            }
+            self.state.change_alloc(id, |row| row.migrate = false);
         }
     }
 

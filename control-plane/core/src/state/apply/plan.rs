@@ -64,9 +64,10 @@ impl Step<'_> {
             return false;
         }
         let Some(spec) = self.state.release(&key, release).map(|r| r.spec.clone()) else { return false };
-        if scheduler::fits(self.state, node, &spec, Some(&ports), self.at).is_err() {
+        if scheduler::fits(self.state, node, &key, &spec, Some(&ports), self.at).is_err() {
             return false;
         }
+        let devices = scheduler::allot_devices(self.state, node, &spec);
         let row = Alloc {
             id: alloc,
             key: key.clone(),
@@ -74,6 +75,7 @@ impl Step<'_> {
             release,
             node,
             ports,
+            devices,
             run: true,
             stop_reason: None,
             created_at: self.at,
@@ -123,7 +125,12 @@ impl Step<'_> {
 
     /// Changes a copy that should run; `change` says whether it did.
     fn flag(&mut self, id: AllocId, change: impl FnOnce(&mut Alloc) -> bool) -> bool {
-        self.state.allocs.get_mut(&id).filter(|row| row.run).is_some_and(|row| change(Arc::make_mut(row)))
+        if !self.state.allocs.get(&id).is_some_and(|row| row.run) {
+            return false;
+        }
+        let mut changed = false;
+        self.state.change_alloc(id, |row| changed = change(row));
+        changed
     }
 
     /// A copy goes on running under another release.
@@ -148,11 +155,14 @@ impl Step<'_> {
     }
 
     fn stop_alloc(&mut self, id: AllocId, reason: Reason) -> bool {
-        let Some(row) = self.state.allocs.get_mut(&id).filter(|row| row.run) else { return false };
-        let row = Arc::make_mut(row);
-        row.run = false;
-        row.stop_reason = Some(reason);
-        let row = row.clone();
+        if !self.state.allocs.get(&id).is_some_and(|row| row.run) {
+            return false;
+        }
+        self.state.change_alloc(id, |row| {
+            row.run = false;
+            row.stop_reason = Some(reason);
+        });
+        let Some(row) = self.state.allocs.get(&id).cloned() else { return false };
         if row.is_ready() && !row.ports.is_empty() {
             self.rerouted(&row.key);
         }

@@ -34,9 +34,7 @@ impl Step<'_> {
         let (subject, slot) = (alloc.subject(), (alloc.key.clone(), alloc.index));
         let (was_ready, routable) = (alloc.is_ready(), alloc.run && !alloc.ports.is_empty());
         let new = Arc::new(new);
-        if let Some(alloc) = self.state.allocs.get_mut(&new.id) {
-            Arc::make_mut(alloc).status = Some(new.clone());
-        }
+        self.state.change_alloc(new.id, |alloc| alloc.status = Some(new.clone()));
         if routable && was_ready != (new.ready && new.phase == Phase::Running) {
             self.rerouted(&slot.0);
         }
