@@ -411,7 +411,7 @@ impl World {
                 "parallel" => spec.update.parallel = value.parse()?,
                 "deadline" => spec.update.deadline = value.parse()?,
                 "min-ready" => spec.update.min_ready = value.parse()?,
-                "image" => spec.driver = Driver::Container { image: value.into() },
+                "image" => spec.driver = Driver::Container(Box::new(Container::of(value))),
                 other => bail!("a workload has no `{other}`"),
             }
         }

@@ -8,6 +8,7 @@
 
 mod check;
 mod command;
+mod container;
 mod error;
 pub mod fields;
 mod node;
@@ -21,6 +22,7 @@ mod values;
 
 pub use check::{check, not_available};
 pub use command::parse_line;
+pub use container::{Container, Mount, Network, Pull, Source};
 pub use error::{SpecError, SpecErrors};
 pub use fields::{explain_field, field, field_names};
 pub use template::{Detected, template, template_for};

@@ -366,7 +366,7 @@ impl Reader<'_> {
     }
 
     /// Opens the table of a field with fields of its own.
-    fn nested<'n>(&mut self, key: &str, node: Option<&'n Node>) -> Option<Fields<'n>> {
+    pub(super) fn nested<'n>(&mut self, key: &str, node: Option<&'n Node>) -> Option<Fields<'n>> {
         let entries = self.table(key, node?)?;
         self.within(key, |r| r.unknown(entries, &fields::below(key), key));
         Some(Fields { entries })
