@@ -147,6 +147,11 @@ pub enum Reason {
         by: u64,
     },
     Cancelled,
+    // nodes
+    /// The node's container engine does not answer; its copies are shown as last seen.
+    EngineDown {
+        error: String,
+    },
 }
 
 /// The registered facts of one code.
@@ -197,6 +202,8 @@ codes! {
         "The disk that holds the agent's data is full. The workload keeps running; its output is dropped and counted until there is room.";
     STARTING = "OPT-2109", "starting",
         "The process has been started; its readiness check has not passed yet.";
+    ENGINE_DOWN = "OPT-2110", "container engine not answering",
+        "The container engine of the node (Docker, Podman) is not running or does not answer. Copies that run are shown as last seen and are taken up again when it returns; new ones wait for it. Start it on the node: `systemctl start docker`.";
     NOT_READY = "OPT-2201", "readiness check fails",
         "The process runs but its readiness check does not pass: the last answer is given, with the ports it really listens on. Most often it listens on another port than $PORT, or on the wrong path.";
     LIVENESS_FAILED = "OPT-2202", "restarted after failed liveness checks",
@@ -277,6 +284,7 @@ impl Reason {
             DeadlinePassed { .. } => &code::DEADLINE_PASSED,
             Superseded { .. } => &code::SUPERSEDED,
             Cancelled => &code::CANCELLED,
+            EngineDown { .. } => &code::ENGINE_DOWN,
         }
     }
 
@@ -422,6 +430,7 @@ impl fmt::Display for Reason {
             }
             Superseded { by } => write!(f, "superseded by release {by}"),
             Cancelled => write!(f, "cancelled"),
+            EngineDown { error } => write!(f, "the node's container engine does not answer: {error}"),
         }
     }
 }

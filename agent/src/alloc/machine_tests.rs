@@ -12,6 +12,7 @@ fn policy() -> Policy {
         restart: Restart { delay: Span::secs(1), delay_max: Span::secs(60), reset_after: Span::secs(60) },
         stop_grace: Span::secs(10),
         run_once: false,
+        start_max: START_DEADLINE,
     }
 }
 
