@@ -144,13 +144,14 @@ impl Agent {
     /// Tells the control plane when the container engine comes or goes.
     fn keep_facts(&self, stated: Stated) {
         let (manager, process, container) = (Arc::clone(&self.manager), Arc::clone(&self.process), Arc::clone(&self.container));
-        let (detach, mut changes) = (self.ctx.detach.clone(), self.container.changes());
+        let (detach, leave, mut changes) = (self.ctx.detach.clone(), self.ctx.leave.clone(), self.container.changes());
         self.ctx.spawn("facts", async move {
             loop {
                 manager.set_facts(facts::gather(&stated, process.cgroup(), &[process.fingerprint(), container.fingerprint()]));
                 tokio::select! {
                     changed = changes.changed() => if changed.is_err() { return },
                     () = detach.cancelled() => return,
+                    () = leave.cancelled() => return,
                 }
             }
         });

@@ -84,7 +84,7 @@ fn ten_copies_start_together_serve_their_ports_and_leave_nothing() {
     }
     println!("10 times `docker run --detach` took {:?}", begun.elapsed());
     for copy in &copies {
-        assert!(get(copy.ports[0].1, "/mark").starts_with("HTTP/1.0 200"));
+        assert!(get(copy.ports[0].1, "/mark").contains(" 200 "));
     }
     // Its process is in a group of ours, beside its limits.
     let status = &statuses[3];
@@ -122,8 +122,8 @@ fn ends_are_told_exactly_and_the_neighbour_does_not_notice() {
     node.want([hog.clone(), liar.clone(), quick.clone()]);
     let ended = |status: &optimus_common::protocol::AllocStatus| status.last_exit.is_some();
     let status = node.until(hog.id, "out of memory", ended);
-    let root = status.reason.as_ref().map(|r| r.root().clone());
-    assert!(matches!(&root, Some(Reason::OutOfMemory { oom, .. }) if oom.limit == Bytes::mib(64)), "{status:?}");
+    let oom = status.last_exit.as_ref().and_then(|exit| exit.oom);
+    assert!(oom.is_some_and(|oom| oom.limit == Bytes::mib(64) && oom.peak > Bytes::mib(48) && oom.kills > 0), "{status:?}");
     assert_eq!(status.last_lines, ["eating"]);
     let exit = node.until(liar.id, "ended", ended).last_exit.unwrap();
     assert_eq!((exit.code, exit.oom), (Some(137), None), "137 by itself is no want of memory");

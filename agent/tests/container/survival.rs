@@ -155,8 +155,10 @@ fn an_engine_that_goes_is_told_and_its_copies_are_back_when_it_returns() {
     let has_driver = |node: &crate::support::Node| node.workloads().facts().drivers.contains(&"container".to_owned());
     assert!(has_driver(&node));
     engine.stop();
-    let changed = node.workloads();
-    node.block_on(async { changed.facts_changed().await });
+    {
+        let workloads = node.workloads();
+        node.block_on(async { workloads.facts_changed().await });
+    }
     assert!(!has_driver(&node));
     assert!(node.workloads().facts().unenforced.iter().any(|u| u.starts_with("container: ")), "{:?}", node.workloads().facts());
     // Whether it ended with the engine or is only not known of: its engine is named, and nothing hangs.

@@ -278,7 +278,7 @@ impl Rules {
             }),
         }
         self.text(at, target);
-        let inside = target.starts_with('/') && !target.split('/').any(|part| part == "..") && target.trim_matches('/') != "";
+        let inside = target.starts_with('/') && !target.split('/').any(|part| part == "..") && !target.trim_matches('/').is_empty();
         self.want(inside, at, || {
             format!(
                 "the target of a mount must be an absolute path in the container, not its root and without `..`: `{}`",
