@@ -42,7 +42,7 @@ impl Shared {
         let _one_of_few = self.starts.acquire().await;
         let (alloc, attempt) = (request.alloc.id, request.attempt);
         let fresh = !self.run_dir(alloc, attempt).exists();
-        let started = self.start_steps(&request, &container).await;
+        let started = Box::pin(self.start_steps(&request, &container)).await; // what is asked of the engine is large
         if started.is_err() {
             self.remove_attempt(alloc, attempt).await;
             if fresh {
@@ -85,7 +85,7 @@ impl Shared {
         let cgroup_parent = enforced.group.as_ref().map(|g| format!("/{}", g.path().trim_start_matches('/')));
         let around = Surroundings { owner: &self.owner, node: &self.config.node, cgroup_parent };
         let body = create::body(&request.alloc, spec, container, attempt, &around);
-        self.create(&record.name, body).await?;
+        Box::pin(self.create(&record.name, body)).await?;
         let name = record.name.clone();
         let started = self.engine.call(2 * CALL_MAX, |docker| async move { docker.start_container(&name, None).await }).await;
         started.map_err(|error| start_failed(error, request, container))?;
