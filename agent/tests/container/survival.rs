@@ -13,7 +13,7 @@ use optimus_common::units::Bytes;
 
 use crate::engine::{Engine, IMAGE};
 use crate::support::{runner, until};
-use crate::{contained, copy, name, node, web};
+use crate::{contained, copy, groups, name, node, web};
 
 const LINES: usize = 30_000;
 
@@ -114,7 +114,7 @@ fn an_agent_killed_again_and_again_starts_nothing_twice_and_no_line_is_lost_or_d
         drop(line);
     }
     assert!(last.wait().unwrap().success());
-    assert!(engine.containers().is_empty());
+    assert!(engine.containers().is_empty() && groups(&owner).is_empty(), "{:?}", groups(&owner));
 }
 
 #[test]

@@ -2,18 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder};
 use optimus_common::AllocId;
 
-use super::Shared;
 use super::create::OWNER_LABEL;
 use super::engine::{CALL_MAX, EngineError};
 use super::record::container_name;
 use super::run::off_thread;
+use super::{Shared, cgroup_owner};
 use crate::alloc::worker::alloc_dir;
 use crate::driver::process::limits;
 use crate::logs::segments;
@@ -24,6 +24,8 @@ const TIDY_EVERY: Duration = Duration::from_secs(15);
 const LATE_MAX: Duration = Duration::from_secs(60);
 /// Most containers removed later; a sweep at the next start finds those beyond.
 const LEFTOVERS_MAX: usize = 10_000;
+/// Owner, attempt, container, and what a container may make below itself.
+const DEPTH_MAX: u32 = 8;
 
 /// What is to be removed once the engine can be asked.
 #[derive(Default)]
@@ -64,8 +66,8 @@ impl Shared {
         let ended = off_thread(move || {
             if let Some(group) = this.enforcer.group(alloc, attempt) {
                 limits::end(&group);
-                remove_cgroup_dirs(group.path());
             }
+            remove_cgroup_dirs(&format!("{}/{alloc}.{attempt}", cgroup_owner(&this.config)));
             Ok(())
         });
         if let Err(error) = ended.await {
@@ -176,18 +178,27 @@ impl Shared {
     }
 }
 
-/// Removes the directories of a group that the engine's runtime made under controllers we do not use (v1). Empty ones
-/// only; blocking.
+/// Removes the directories of a group, and those below, that the engine's runtime made under controllers we do not use
+/// (v1). Only without processes: the kernel refuses others. Blocking.
 pub(super) fn remove_cgroup_dirs(group: &str) {
     let Ok(mounts) = fs::read_dir("/sys/fs/cgroup") else { return };
     let group = Path::new(group.trim_start_matches('/'));
     if group.as_os_str().is_empty() || group.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
         return;
     }
-    let dirs: Vec<PathBuf> = mounts.filter_map(Result::ok).map(|e| e.path().join(group)).collect();
-    for dir in dirs.iter().filter(|d| d.is_dir()) {
-        if let Err(error) = fs::remove_dir(dir) {
-            tracing::debug!(dir = %dir.display(), %error, "a directory of a container's group stays");
-        }
+    for mount in mounts.filter_map(Result::ok) {
+        remove_tree(&mount.path().join(group), DEPTH_MAX);
+    }
+}
+
+/// Every directory from the leaves up. What else is in them is the kernel's and goes with them.
+fn remove_tree(dir: &Path, depth: u32) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    if depth > 0 {
+        let below = entries.filter_map(Result::ok).filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+        below.for_each(|e| remove_tree(&e.path(), depth - 1));
+    }
+    if let Err(error) = fs::remove_dir(dir) {
+        tracing::debug!(dir = %dir.display(), %error, "a directory of a container's group stays");
     }
 }
