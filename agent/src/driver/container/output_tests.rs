@@ -1,6 +1,8 @@
 //! What an engine sends, in every way an agent can die while it takes it.
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write;
+
 use super::*;
 
 const SIZE: Bytes = Bytes(64 << 10);
