@@ -19,6 +19,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::alloc::worker::Context;
 use crate::driver::Driver;
+use crate::driver::container::images::Marks;
+use crate::driver::container::{ContainerConfig, ContainerDriver};
 use crate::driver::mock::Mock;
 use crate::driver::process::{ProcessConfig, ProcessDriver};
 use crate::facts::{self, Stated};
@@ -62,6 +64,8 @@ pub struct AgentConfig {
     /// Play workloads instead of running them: no process is ever started, each does what the variable `MOCK` of its
     /// spec says ([`crate::driver::script`]).
     pub mock: bool,
+    /// Socket of the container engine. Unset: Docker's or Podman's usual one, if there is one.
+    pub container_engine: Option<PathBuf>,
 }
 
 /// Why an agent does not start.
@@ -87,6 +91,7 @@ pub struct Agent {
     manager: Arc<Manager>,
     ctx: Arc<Context>,
     process: Arc<ProcessDriver>,
+    container: Arc<ContainerDriver>,
     /// Held for the agent's life.
     _lock: File,
 }
@@ -94,7 +99,19 @@ pub struct Agent {
 impl Agent {
     /// Starts the agent: what its ledger says runs or is found running before this returns.
     pub async fn start(config: AgentConfig, env: Env) -> Result<Agent, AgentError> {
-        let AgentConfig { data_dir, runner, ports, allow_unenforced, workload_user, address, name, cgroup_owner, labels, mock } = config;
+        let AgentConfig {
+            data_dir,
+            runner,
+            ports,
+            allow_unenforced,
+            workload_user,
+            address,
+            name,
+            cgroup_owner,
+            labels,
+            mock,
+            container_engine,
+        } = config;
         check(&runner, ports, &cgroup_owner)?;
         let allocs_dir = prepare(&data_dir)?;
         let lock = lock(&data_dir)?;
@@ -115,9 +132,19 @@ impl Agent {
             placing::read(&data_dir).await.map_err(|source| AgentError::File { step: "read", path: data_dir.join("node.toml"), source })?;
         let stated = Stated { name, address, ports, labels, data_dir: data_dir.clone(), placing };
         let node = stated.name.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+        let container = ContainerConfig {
+            socket: container_engine,
+            data_dir: data_dir.clone(),
+            allocs_dir: allocs_dir.clone(),
+            allow_unenforced,
+            node: node.clone(),
+            cgroup_owner: cgroup_owner.clone(),
+        };
+        let container = ContainerDriver::new(container, env.clone()).await;
+        let container = Arc::new(container.map_err(|source| AgentError::File { step: "write to", path: data_dir.clone(), source })?);
         let process = ProcessConfig { runner, allocs_dir: allocs_dir.clone(), allow_unenforced, workload_user, node, cgroup_owner };
         let process = Arc::new(ProcessDriver::new(process, env.clone()));
-        let facts = facts::gather(&stated, process.cgroup(), &[process.fingerprint()]);
+        let facts = facts::gather(&stated, process.cgroup(), &[process.fingerprint(), container.fingerprint()]);
 
         let history = HistoryConfig { dir: data_dir.join("metrics"), keep: METRICS_KEPT, bytes_max: METRICS_BYTES_MAX };
         // Workloads run without being measured rather than not at all.
@@ -137,14 +164,38 @@ impl Agent {
         });
         // It stands in for processes: which nodes play is decided where they are started, never by a spec.
         let runs: Arc<dyn Driver> = if mock { Arc::new(Mock::new(ctx.env.clone())) } else { Arc::clone(&process) as _ };
-        let drivers = BTreeMap::from([(process.name(), runs)]);
+        let drivers = BTreeMap::from([(process.name(), runs), (container.name(), Arc::clone(&container) as Arc<dyn Driver>)]);
         let manager = Manager::start(Arc::clone(&ctx), drivers, sealer, facts, held).await;
-        Ok(Agent { manager, ctx, process, _lock: lock })
+        let agent = Agent { manager, ctx, process, container, _lock: lock };
+        agent.keep_facts(stated);
+        Ok(agent)
+    }
+
+    /// Tells the control plane when the container engine comes or goes.
+    fn keep_facts(&self, stated: Stated) {
+        let (manager, process, container) = (Arc::clone(&self.manager), Arc::clone(&self.process), Arc::clone(&self.container));
+        let (detach, leave, mut changes) = (self.ctx.detach.clone(), self.ctx.leave.clone(), self.container.changes());
+        self.ctx.spawn("facts", async move {
+            loop {
+                manager.set_facts(facts::gather(&stated, process.cgroup(), &[process.fingerprint(), container.fingerprint()]));
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    () = detach.cancelled() => return,
+                    () = leave.cancelled() => return,
+                }
+            }
+        });
     }
 
     /// What the link drives.
     pub fn workloads(&self) -> Arc<dyn Workloads> {
         Arc::clone(&self.manager) as Arc<dyn Workloads>
+    }
+
+    /// Deletes container images that were fetched for workloads and are not used, as the marks say; how many. It is
+    /// also done from time to time.
+    pub async fn collect_images(&self, marks: Marks) -> usize {
+        self.container.collect_images(marks).await
     }
 
     /// Stops every workload, each with its own grace, kills what is left at `deadline`, and removes the cgroups.
@@ -154,6 +205,8 @@ impl Agent {
         let in_time = self.joined(deadline).await;
         self.ctx.detach.cancel();
         self.process.remove_all().await;
+        self.container.remove_all().await;
+        self.container.close().await;
         self.joined(DETACH_DEADLINE).await && in_time
     }
 
@@ -163,6 +216,7 @@ impl Agent {
         if !self.joined(DETACH_DEADLINE).await {
             tracing::error!(tasks = self.ctx.tasks.len(), "tasks of the agent did not end in time");
         }
+        self.container.close().await;
     }
 
     async fn joined(&self, deadline: Duration) -> bool {

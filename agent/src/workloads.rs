@@ -32,6 +32,10 @@ pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Runs workloads. The link drives it; it works the same while the link is down.
 pub trait Workloads: Send + Sync + 'static {
     fn facts(&self) -> NodeFacts;
+    /// Resolves when the facts are others than [`Workloads::facts`] last gave. Cancel-safe.
+    fn facts_changed(&self) -> Boxed<'_, ()> {
+        Box::pin(std::future::pending())
+    }
     /// Generation of the desired set held (from the ledger after a restart); 0: none yet.
     fn generation(&self) -> u64;
     /// Takes a new desired set: durable in the ledger before it returns.

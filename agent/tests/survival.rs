@@ -36,6 +36,7 @@ fn agent_process() {
         cgroup_owner: env::var("OPTIMUS_TEST_OWNER").unwrap(),
         labels: Default::default(),
         mock: false,
+        container_engine: Some("/nonexistent/docker.sock".into()),
     };
     let mut spec = shell("echo up; exec busybox httpd -f -p $PORT -h /");
     spec.health.readiness = Some(probe(Check::Http { path: "/proc/version".into() }));

@@ -105,6 +105,7 @@ pub async fn agent(config: AgentConfig) -> anyhow::Result<()> {
             cgroup_owner: CGROUP_OWNER.into(),
             labels: BTreeMap::new(),
             mock: config.mock,
+            container_engine: container_engine(),
         },
         env.clone(),
     )
@@ -236,12 +237,18 @@ async fn dev_agent(
             cgroup_owner: format!("{CGROUP_OWNER}-dev-{}", identity.node.short()),
             labels: BTreeMap::new(),
             mock: false,
+            container_engine: container_engine(),
         },
         env.clone(),
     )
     .await?;
     let link = tokio::spawn(link::run(identity, agent.workloads(), env.clone(), shutdown.child_token()));
     Ok((agent, link))
+}
+
+/// Socket of the container engine when it is not at a usual place: `OPTIMUS_CONTAINER_ENGINE`.
+fn container_engine() -> Option<PathBuf> {
+    std::env::var_os("OPTIMUS_CONTAINER_ENGINE").filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// The agent's directory, which workloads of other users pass through to theirs, and the private one of its identity.

@@ -270,6 +270,11 @@ pub enum Reason {
         node: String,
         why: Refusal,
     },
+    // nodes
+    /// The node's container engine does not answer; its copies are shown as last seen.
+    EngineDown {
+        error: String,
+    },
 }
 
 /// The registered facts of one code.
@@ -322,6 +327,8 @@ codes! {
         "The disk that holds the agent's data is full. The workload keeps running; its output is dropped and counted until there is room.";
     STARTING = "OPT-2109", "starting",
         "The process has been started; its readiness check has not passed yet.";
+    ENGINE_DOWN = "OPT-2110", "container engine not answering",
+        "The container engine of the node (Docker, Podman) is not running or does not answer. Copies that run are shown as last seen and are taken up again when it returns; new ones wait for it. Start it on the node: `systemctl start docker`.";
     NOT_READY = "OPT-2201", "readiness check fails",
         "The process runs but its readiness check does not pass: the last answer is given, with the ports it really listens on. Most often it listens on another port than $PORT, or on the wrong path.";
     LIVENESS_FAILED = "OPT-2202", "restarted after failed liveness checks",
@@ -441,6 +448,7 @@ impl Reason {
             RunActive { .. } => &code::RUN_ACTIVE,
             Drained { .. } => &code::DRAINED,
             NotForNode { .. } => &code::NOT_FOR_NODE,
+            EngineDown { .. } => &code::ENGINE_DOWN,
         }
     }
 
@@ -642,6 +650,7 @@ impl fmt::Display for Reason {
             RunActive { run } => write!(f, "run {run} is active"),
             Drained { node } => write!(f, "node {node} is being drained"),
             NotForNode { node, why } => write!(f, "not for node {node}: {why}"),
+            EngineDown { error } => write!(f, "the node's container engine does not answer: {error}"),
         }
     }
 }

@@ -21,7 +21,7 @@
 use std::time::Duration;
 
 use optimus_common::reason::Reason;
-use optimus_common::spec::{Kind, WorkloadSpec};
+use optimus_common::spec::{Driver, Kind, WorkloadSpec};
 use optimus_common::time::{Span, Timestamp};
 
 use super::backoff;
@@ -53,11 +53,23 @@ pub struct Policy {
     pub run_once: bool,
     /// Longest run.
     pub timeout: Option<Span>,
+    /// Longest time for a start: [`START_DEADLINE`] and what fetching an image may take.
+    pub start_max: Duration,
 }
 
 impl Policy {
     pub fn of(spec: &WorkloadSpec) -> Self {
-        Policy { restart: spec.restart, stop_grace: spec.stop.grace, run_once: spec.kind == Kind::Job, timeout: spec.timeout }
+        let fetching = match &spec.driver {
+            Driver::Process => Duration::ZERO,
+            Driver::Container(container) => container.pull_timeout.as_duration(),
+        };
+        Policy {
+            restart: spec.restart,
+            stop_grace: spec.stop.grace,
+            run_once: spec.kind == Kind::Job,
+            timeout: spec.timeout,
+            start_max: START_DEADLINE + fetching,
+        }
     }
 }
 
@@ -220,9 +232,15 @@ impl Machine {
                     (false, false) => self.back_off(attempt, reason, jitter, now),
                 }
             }
-            (Starting { attempt, deadline, stop: false }, Event::StopRequested) => (Starting { attempt, deadline, stop: true }, vec![]),
+            // A start that may take long (an image is fetched) is given up soon once nobody wants it.
+            (Starting { attempt, deadline, stop: false }, Event::StopRequested) => {
+                (Starting { attempt, deadline: deadline.min(now.mono + START_DEADLINE), stop: true }, vec![])
+            }
             (Starting { attempt, deadline, stop }, Event::Tick) if now.mono >= deadline => {
-                let stuck = Reason::StartFailed { step: "start the process".into(), error: format!("no answer within {START_DEADLINE:?}") };
+                let stuck = Reason::StartFailed {
+                    step: "start the process".into(),
+                    error: format!("no answer within {:?}", self.policy.start_max),
+                };
                 let goal = if stop { Goal::Stop } else { self.again(stuck) };
                 (Ending { attempt, since: None, deadline: now.mono + KILL_AGAIN, goal }, vec![Action::Kill { attempt }])
             }
@@ -282,7 +300,7 @@ impl Machine {
     }
 
     fn start(&self, attempt: u32, now: Now) -> (State, Vec<Action>) {
-        (State::Starting { attempt, deadline: now.mono + START_DEADLINE, stop: false }, vec![Action::Start { attempt }])
+        (State::Starting { attempt, deadline: now.mono + self.policy.start_max, stop: false }, vec![Action::Start { attempt }])
     }
 
     fn ending(&self, attempt: u32, since: Option<Duration>, goal: Goal, now: Now) -> (State, Vec<Action>) {

@@ -13,6 +13,7 @@ fn policy() -> Policy {
         stop_grace: Span::secs(10),
         run_once: false,
         timeout: None,
+        start_max: START_DEADLINE,
     }
 }
 

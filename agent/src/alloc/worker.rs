@@ -15,7 +15,7 @@ use optimus_common::AllocId;
 use optimus_common::env::Env;
 use optimus_common::protocol::{AllocStatus, DesiredAlloc, Phase};
 use optimus_common::reason::Reason;
-use optimus_common::spec::{Kind, Probe, WorkloadSpec};
+use optimus_common::spec::{Check, Kind, Probe, WorkloadSpec};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -348,8 +348,8 @@ impl Worker {
         self.running_reason = (!ready).then_some(Reason::Starting);
         self.set_ready(ready);
         let (end, started) = (CancellationToken::new(), self.ctx.env.clock.monotonic().saturating_sub(run.up()));
-        let readiness = health.readiness.as_ref().and_then(|p| self.probe(p, started, true, ready, &end));
-        let liveness = health.liveness.as_ref().and_then(|p| self.probe(p, started, false, false, &end));
+        let readiness = health.readiness.as_ref().and_then(|p| self.probe(&run, p, started, true, ready, &end));
+        let liveness = health.liveness.as_ref().and_then(|p| self.probe(&run, p, started, false, false, &end));
         self.probes = Some(Probes { readiness, liveness, end });
         if let (Some(metrics), Some(files)) = (&self.ctx.metrics, run.group_files()) {
             metrics.watch(self.alloc.id, files);
@@ -359,22 +359,24 @@ impl Worker {
 
     fn probe(
         &self,
+        run: &Arc<dyn Run>,
         probe: &Probe,
         started: Duration,
         eager: bool,
         resumed_good: bool,
         end: &CancellationToken,
     ) -> Option<mpsc::Receiver<Finding>> {
-        let port = match &probe.port {
-            Some(name) => self.alloc.ports.iter().find(|(n, _)| n == name.as_str()),
-            None => self.alloc.ports.first(),
+        let port = match (&probe.check, &probe.port) {
+            (Check::Command { .. }, _) => Some(0),
+            (_, Some(name)) => self.alloc.ports.iter().find(|(n, _)| n == name.as_str()).map(|p| p.1),
+            (_, None) => self.alloc.ports.first().map(|p| p.1),
         };
-        let Some(&(_, port)) = port else {
+        let Some(port) = port else {
             tracing::error!(alloc = %self.alloc.id, workload = %self.alloc.key, port = ?probe.port, "a health check asks a port the workload does not have");
             return None;
         };
         let (out, findings) = mpsc::channel(FINDINGS_MAX);
-        let question = Question { probe: probe.clone(), port, started, eager, resumed_good };
+        let question = Question { probe: probe.clone(), port, run: Arc::clone(run), started, eager, resumed_good };
         let (end, detach, clock) = (end.clone(), self.ctx.detach.clone(), Arc::clone(&self.ctx.env.clock));
         self.ctx.spawn("probe", async move {
             tokio::select! {
@@ -396,7 +398,9 @@ impl Worker {
             }
             Some(Finding::Failing { probe, last } | Finding::Bad { probe, last }) => {
                 let Some(run) = self.run.clone() else { return };
-                let port = match &self.spec.health.readiness.as_ref().and_then(|p| p.port.clone()) {
+                let readiness = self.spec.health.readiness.as_ref();
+                let port = match &readiness.and_then(|p| p.port.clone()) {
+                    _ if readiness.is_some_and(|p| matches!(p.check, Check::Command { .. })) => None,
                     Some(name) => self.alloc.ports.iter().find(|(n, _)| n == name.as_str()).map(|p| p.1),
                     None => self.alloc.ports.first().map(|p| p.1),
                 };
@@ -474,9 +478,17 @@ impl Worker {
         }
     }
 
-    /// Is output being lost?
+    /// Is output being lost, or something else the driver can tell?
     async fn look(&mut self) {
         let Some(run) = self.run.clone() else { return };
+        match run.trouble() {
+            Some(trouble) => self.running_reason = Some(trouble),
+            // What readiness says is told again by its next finding.
+            None if matches!(self.running_reason, Some(Reason::EngineDown { .. })) => {
+                self.running_reason = (!self.status.ready).then_some(Reason::Starting);
+            }
+            None => {}
+        }
         let Some(dropped_lines) = off_thread(move || run.dropped_lines()).await else { return };
         if dropped_lines > self.dropped_lines {
             self.dropped_lines = dropped_lines;

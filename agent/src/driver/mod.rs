@@ -1,8 +1,9 @@
-//! What runs workloads on this host: processes, later containers, and a scripted mock for tests.
+//! What runs workloads on this host: processes, containers, and a scripted mock for tests.
 //!
 //! A [`Driver`] makes runs and finds those of an earlier agent again; a [`Run`] is one live run. Drivers never
 //! decide: whether to start again, and when, is the allocation machine's business.
 
+pub mod container;
 pub mod environment;
 pub mod mock;
 pub mod process;
@@ -93,6 +94,15 @@ pub struct Stats {
     pub processes: u32,
 }
 
+/// How a command inside a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// Exit status.
+    pub code: i64,
+    /// The beginning of its output, both streams as they came; bounded by the driver.
+    pub output: Vec<u8>,
+}
+
 /// Why an order to a run was not carried out.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {step}")]
@@ -143,4 +153,13 @@ pub trait Run: Send + Sync + 'static {
     }
     /// Lines of output lost because the disk is full, so far.
     fn dropped_lines(&self) -> u64;
+    /// Why nothing is known of it at the moment, or it is not as wished, though it has not ended.
+    fn trouble(&self) -> Option<Reason> {
+        None
+    }
+    /// Runs a command inside it, at most `longest`. The error is for people.
+    fn exec(&self, argv: Vec<String>, longest: Duration) -> Boxed<'_, Result<ExecOutput, String>> {
+        let _ = (argv, longest);
+        Box::pin(async { Err("no commands can be run inside this kind of workload yet".to_owned()) })
+    }
 }

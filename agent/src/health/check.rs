@@ -1,4 +1,4 @@
-//! Asks a copy once: over HTTP or by opening a connection.
+//! Asks a copy once: over HTTP, by opening a connection, or by a command inside it.
 //!
 //! Every question has one time limit over all its steps, reads at most [`BODY_MAX`] bytes of body, follows no
 //! redirect and goes to 127.0.0.1 only.
@@ -11,6 +11,8 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use optimus_common::spec::Check;
 use tokio::net::TcpStream;
+
+use crate::driver::{ExecOutput, Run};
 
 /// Most bytes of an answer's body that are read.
 pub const BODY_MAX: usize = 4 << 10;
@@ -27,6 +29,17 @@ pub fn describe(check: &Check, port: u16) -> String {
     }
 }
 
+/// Asks once by a command inside the run.
+pub async fn ask_inside(run: &dyn Run, argv: &[String], timeout: Duration) -> Result<(), String> {
+    match run.exec(argv.to_vec(), timeout).await? {
+        ExecOutput { code: 0, .. } => Ok(()),
+        ExecOutput { code, output } => {
+            let excerpt = excerpt(&output);
+            Err(if excerpt.is_empty() { format!("exit status {code}") } else { format!("exit status {code}: {excerpt}") })
+        }
+    }
+}
+
 /// Asks once. The error is a text for people: `connection refused`, `HTTP 500: ...`.
 pub async fn ask(check: &Check, port: u16, timeout: Duration) -> Result<(), String> {
     let asked = async {
@@ -35,7 +48,7 @@ pub async fn ask(check: &Check, port: u16, timeout: Duration) -> Result<(), Stri
             Check::Tcp => connect(port).await.map(drop),
             // The spec's reader refuses these; a set from a newer server may still hold one.
             Check::Grpc { .. } => Err("grpc checks are not available yet".to_owned()),
-            Check::Command { .. } => Err("command checks are not available yet".to_owned()),
+            Check::Command { .. } => Err("a command is asked inside its run".to_owned()),
         }
     };
     match tokio::time::timeout(timeout, asked).await {

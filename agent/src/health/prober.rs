@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use optimus_common::env::Clock;
-use optimus_common::spec::Probe;
+use optimus_common::spec::{Check, Probe};
 use tokio::sync::mpsc;
 
 use super::check;
 use super::probe_state::{ProbeState, Verdict};
+use crate::driver::Run;
 
 /// A first failure is not told before the run has had this long: until then "starting" says it better.
 pub const QUIET: Duration = Duration::from_secs(1);
@@ -30,10 +31,13 @@ pub enum Finding {
 }
 
 /// What to ask, and where.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Question {
     pub probe: Probe,
+    /// Zero for a check that asks none.
     pub port: u16,
+    /// Whom a command is given to.
+    pub run: Arc<dyn Run>,
     /// When the run started, on the monotonic clock.
     pub started: Duration,
     /// Ask in quick succession until first good.
@@ -44,12 +48,16 @@ pub struct Question {
 
 /// Asks for ever, telling `out` what changes; ends when `out` closes or its task is dropped.
 pub async fn run(question: Question, clock: Arc<dyn Clock>, out: mpsc::Sender<Finding>) {
-    let Question { probe, port, started, eager, resumed_good } = question;
+    let Question { probe, port, run, started, eager, resumed_good } = question;
     let mut state = if resumed_good { ProbeState::resumed_good(&probe) } else { ProbeState::new(&probe, eager) };
     let mut told: Option<Finding> = resumed_good.then_some(Finding::Good);
     loop {
         clock.sleep(state.pause()).await;
-        let answer = check::ask(&probe.check, port, probe.timeout.as_duration()).await;
+        let timeout = probe.timeout.as_duration();
+        let answer = match &probe.check {
+            Check::Command { argv } => check::ask_inside(&*run, argv, timeout).await,
+            check => check::ask(check, port, timeout).await,
+        };
         let up = clock.monotonic().saturating_sub(started);
         let before = state.verdict();
         let verdict = state.answer(answer.is_ok(), up);

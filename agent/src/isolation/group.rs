@@ -71,6 +71,11 @@ impl Group {
         self.dirs.values().any(|d| d.is_dir())
     }
 
+    /// Its path below the mount points.
+    pub fn path(&self) -> &str {
+        self.cgroup.path()
+    }
+
     fn dir(&self) -> &Path {
         self.dirs.values().next().map_or(Path::new(""), PathBuf::as_path)
     }

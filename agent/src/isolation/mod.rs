@@ -10,7 +10,7 @@ mod root;
 
 pub use detect::{Detected, Hierarchy, Version, detect};
 pub use group::Group;
-pub use root::{CgroupRoot, OpenError};
+pub use root::{CgroupRoot, OpenError, group_of};
 
 use std::path::PathBuf;
 

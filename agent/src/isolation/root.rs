@@ -151,3 +151,21 @@ impl CgroupRoot {
         Ok(())
     }
 }
+
+/// The group a process is in, wherever it is: to read and to kill, not to set. Unset if there is none but the root.
+pub fn group_of(pid: u32) -> Option<Group> {
+    let Detected::Usable(hierarchy) = detect() else { return None };
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    // `ID:CONTROLLERS:/PATH`; of v1, memory's stands for all.
+    let path = text.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let wanted = match hierarchy.version {
+            Version::V1 => controllers.split(',').any(|c| c == "memory"),
+            Version::V2 => controllers.is_empty(),
+        };
+        wanted.then(|| path.trim_start_matches('/').to_owned())
+    })?;
+    let group = Group::load(&hierarchy, Path::new(&path));
+    (!path.is_empty() && group.exists()).then_some(group)
+}

@@ -44,7 +44,7 @@ pub enum End {
     Refused { code: String, message: String },
     /// There was one, and it broke.
     Lost { reason: String },
-    /// The expired certificate is fresh again: connect anew.
+    /// The expired certificate is fresh again, or the node's facts are others: connect anew.
     Renewed,
 }
 
@@ -189,6 +189,8 @@ async fn serve(link: &Link, connection: &Connection, reader: FrameReader, writer
         end = streams(link, connection) => end,
         end = usage::send(link, connection, version, pace) => end,
         end = silence(link, connection, &heard, &out) => end,
+        // They are part of the greeting.
+        () = link.workloads.facts_changed() => End::Renewed,
     }
 }
 

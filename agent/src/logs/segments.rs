@@ -36,10 +36,15 @@ pub fn list(alloc_dir: &Path) -> io::Result<Vec<Segment>> {
 
 /// The segments of one attempt, oldest first.
 pub fn of_attempt(alloc_dir: &Path, attempt: u32) -> io::Result<Vec<Segment>> {
-    let dir = alloc_dir.join(attempt.to_string());
-    let mut numbers: Vec<u64> = numbers(&dir, |name| name.strip_prefix("log.")?.parse().ok())?;
+    let found = of_attempt_in(&alloc_dir.join(attempt.to_string()))?;
+    Ok(found.into_iter().map(|(number, path)| Segment { attempt, number, path }).collect())
+}
+
+/// Number and path of the segments in the directory of an attempt, oldest first.
+pub fn of_attempt_in(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut numbers: Vec<u64> = numbers(dir, |name| name.strip_prefix("log.")?.parse().ok())?;
     numbers.sort_unstable();
-    Ok(numbers.into_iter().map(|number| Segment { attempt, number, path: dir.join(format!("log.{number}")) }).collect())
+    Ok(numbers.into_iter().map(|number| (number, dir.join(format!("log.{number}")))).collect())
 }
 
 fn numbers<T>(dir: &Path, parse: impl Fn(&str) -> Option<T>) -> io::Result<Vec<T>> {

@@ -223,7 +223,7 @@ async fn a_copy_is_ready_when_its_check_passes_and_restarted_when_it_is_stuck() 
 async fn a_spec_this_node_cannot_run_fails_with_its_reason() {
     let node = Node::new().await;
     let mut container = spec(&["a"]);
-    container.driver = spec::Driver::Container { image: "x".into() };
+    container.driver = spec::Driver::Container(Box::new(spec::Container::of("x")));
     let a = desired(1, &container);
     let b = DesiredAlloc { spec: optimus_common::protocol::Blob(vec![0xC1]), ..desired(2, &container) };
     node.accept(1, vec![a.clone(), b.clone()]).await;

@@ -18,7 +18,7 @@ use optimus_common::AllocId;
 use optimus_common::protocol::{AllocStatus, Desired, DesiredAlloc, LogChunk, LogRequest, NodeFacts, Phase, Report};
 use optimus_common::reason::Reason;
 use optimus_common::spec;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::reconcile::{HeldState, Step};
@@ -65,7 +65,9 @@ pub struct Manager {
     /// By the name specs use.
     drivers: BTreeMap<&'static str, Arc<dyn Driver>>,
     sealer: Sealer,
-    facts: NodeFacts,
+    facts: watch::Sender<NodeFacts>,
+    /// What was last told of them.
+    facts_told: Mutex<Option<NodeFacts>>,
     inner: Mutex<Inner>,
     /// Sets are taken one after the other, in the order they came.
     accepting: tokio::sync::Mutex<()>,
@@ -84,7 +86,15 @@ impl Manager {
         let allocs = desired.into_iter().map(|(id, alloc)| (id, Arc::new(alloc))).collect();
         let inner = Inner { wanted: Wanted { generation, allocs }, records, ..Inner::default() };
         ctx.reports.set_generation(generation);
-        let manager = Arc::new(Manager { ctx, drivers, sealer, facts, inner: Mutex::new(inner), accepting: tokio::sync::Mutex::default() });
+        let manager = Arc::new(Manager {
+            ctx,
+            drivers,
+            sealer,
+            facts: watch::Sender::new(facts),
+            facts_told: Mutex::default(),
+            inner: Mutex::new(inner),
+            accepting: tokio::sync::Mutex::default(),
+        });
         manager.restore(rebuilt).await;
         let keep = {
             let inner = manager.lock();
@@ -98,6 +108,15 @@ impl Manager {
         let looping = Arc::clone(&manager);
         manager.ctx.spawn("reconcile", async move { looping.reconcile_loop().await });
         manager
+    }
+
+    /// Something about the node is otherwise than before.
+    pub fn set_facts(&self, facts: NodeFacts) {
+        self.facts.send_if_modified(|now| {
+            let changed = *now != facts;
+            *now = facts;
+            changed
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -281,7 +300,17 @@ impl Manager {
 
 impl Workloads for Manager {
     fn facts(&self) -> NodeFacts {
-        self.facts.clone()
+        let facts = self.facts.borrow().clone();
+        *self.facts_told.lock().unwrap_or_else(PoisonError::into_inner) = Some(facts.clone());
+        facts
+    }
+    fn facts_changed(&self) -> Boxed<'_, ()> {
+        let mut facts = self.facts.subscribe();
+        let told = || self.facts_told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Box::pin(async move {
+            // An error cannot be: the sender is in `self`.
+            let _ = facts.wait_for(|now| told().is_none_or(|told| told != *now)).await;
+        })
     }
     fn generation(&self) -> u64 {
         self.lock().wanted.generation

@@ -65,6 +65,8 @@ impl Node {
             cgroup_owner: owner.clone(),
             labels: BTreeMap::new(),
             mock: false,
+            // A user's engine is none of these tests' business.
+            container_engine: Some("/nonexistent/docker.sock".into()),
         };
         change(&mut config);
         let mut node = Node {
@@ -104,6 +106,9 @@ impl Node {
 
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.as_ref().unwrap().block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("in time") })
+    }
+    pub fn agent(&self) -> &Agent {
+        self.agent.as_ref().unwrap()
     }
     pub fn workloads(&self) -> Arc<dyn Workloads> {
         self.agent.as_ref().unwrap().workloads()

@@ -66,7 +66,7 @@ pub fn run(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
                 },
                 match &spec.driver {
                     Driver::Process => spec.run.argv().join(" "),
-                    Driver::Container { image } => image.clone(),
+                    Driver::Container(container) => container.image.clone(),
                 },
             ]);
         }

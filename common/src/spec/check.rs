@@ -42,14 +42,13 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
         match spec.kind {
             Kind::Service | Kind::Job | Kind::Daemon => {}
         }
-        if matches!(spec.driver, Driver::Container { .. }) {
-            add("image", "running containers");
-        }
         for (field, probe) in [("health", &spec.health.readiness), ("liveness", &spec.health.liveness)] {
             match probe.as_ref().map(|p| &p.check) {
                 Some(Check::Grpc { .. }) => add(&format!("{field}.grpc"), "a gRPC check"),
-                Some(Check::Command { .. }) => add(&format!("{field}.command"), "a command check"),
-                Some(Check::Http { .. } | Check::Tcp) | None => {}
+                Some(Check::Command { .. }) if spec.driver == Driver::Process => {
+                    add(&format!("{field}.command"), "a command check for a process")
+                }
+                Some(Check::Http { .. } | Check::Tcp | Check::Command { .. }) | None => {}
             }
         }
         if !spec.secrets.is_empty() {
@@ -86,6 +85,7 @@ fn typed(spec: &WorkloadSpec, field: &[String]) -> Vec<String> {
         ["after"] => vec!["update".into(), "after".into()],
         ["release_command", ..] => vec!["update".into(), "release".into()],
         ["image"] => vec!["driver".into(), "container".into(), "image".into()],
+        ["container", ..] => ["driver".to_owned()].into_iter().chain(field.iter().cloned()).collect(),
         ["cpu" | "pids"] => vec!["resources".into(), keys[0].into()],
         ["memory"] => vec!["resources".into(), "memory_limit".into()],
         [top, ..] if PLACEMENT.contains(top) => ["placement".to_owned()].into_iter().chain(field.iter().cloned()).collect(),
@@ -157,17 +157,19 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
         runs,
     } = spec;
     rules.run(run, matches!(driver, Driver::Container { .. }));
-    if let Driver::Container { image } = driver {
-        rules.text("image", image);
-        rules.want(!image.is_empty(), "image", || "`image` is empty".into());
+    let in_container = matches!(driver, Driver::Container(_));
+    if let Driver::Container(container) = driver {
+        rules.container(container, run, ports);
     }
     if let Some(dir) = dir {
         rules.text("dir", dir);
-        rules.want(dir.starts_with('/'), "dir", || format!("`dir` must be an absolute path on the node, not `{}`", printable(dir)));
+        let of = if in_container { "in the container" } else { "on the node" };
+        rules.want(dir.starts_with('/'), "dir", || format!("`dir` must be an absolute path {of}, not `{}`", printable(dir)));
     }
     if let Some(user) = user {
-        let good = !user.is_empty() && user.len() <= 64 && user.chars().all(|c| c.is_ascii_alphanumeric() || "_.-$".contains(c));
-        rules.want(good, "user", || "`user` must be the name of a user".into());
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_.-$".contains(c) || (in_container && c == ':');
+        let good = !user.is_empty() && user.len() <= 64 && user.chars().all(plain) && user.split(':').count() <= 2;
+        rules.want(good && !user.starts_with(':'), "user", || "`user` must be the name of a user".into());
     }
     rules.env(env);
     rules.want(copies.unwrap_or(0) <= 10_000, "copies", || "`copies` must be from 0 to 10000".into());
@@ -260,7 +262,7 @@ impl Rules {
         }
     }
 
-    fn text(&mut self, path: &str, text: &str) {
+    pub(super) fn text(&mut self, path: &str, text: &str) {
         self.want(text.len() <= TEXT_MAX, path, || format!("`{path}` is longer than {TEXT_MAX} bytes"));
         self.want(!text.contains('\0'), path, || format!("`{path}` holds a NUL"));
     }

@@ -32,14 +32,28 @@ fields! {
         "The workload's name in a file that holds one. Several workloads are sections instead: [service.NAME], [job.NAME], [daemon.NAME].";
     "run", "a command line, or a list of strings", "required", "run = \"python3 app.py\"", true,
         "What to start. A line is split into words and started directly; if it uses shell syntax ($ | ; & < > * ? ` ( ) and so on) it is given to `sh -c` as it is. A list of strings is always started directly. Programs are found through the workload's PATH.";
-    "image", "an image reference", "none: a plain process", "image = \"registry/app:1.2\"", false,
-        "Runs a container of this image instead of a process of the host.";
+    "image", "an image reference", "none: a plain process", "image = \"registry/app:1.2\"", true,
+        "Runs a container of this image instead of a process of the host. `run` is then the image's command (arguments of its entrypoint) and may be left out; a line with shell syntax is run by the container's /bin/sh instead of its entrypoint.";
+    "container", "a table", "see its fields", "container = { pull = \"always\", mounts = [\"/srv/data:/data:ro\"] }", true,
+        "How the container of `image` is made.";
+    "container.pull", "missing, always or never", "missing", "container = { pull = \"always\" }", true,
+        "When the image is fetched: if the node does not have it, before each start, or never.";
+    "container.pull_timeout", "a duration, 1s to 1h", "5m", "container = { pull_timeout = \"10m\" }", true, "Longest time for fetching the image.";
+    "container.auth", "the name of a registry login", "none", "container = { auth = \"company\" }", true,
+        "The login the image is fetched with: the file registry-auth/NAME.json in the agent's data directory, readable by its owner alone, with `username` and `password` or `identity_token`.";
+    "container.entrypoint", "a list of strings", "the image's own", "container = { entrypoint = [\"/bin/app\"] }", true, "Replaces the image's entrypoint.";
+    "container.network", "bridge, host, none or a name", "bridge", "container = { network = \"host\" }", true,
+        "The container's network. With bridge, or a network of that name on the node, ports are published on the host.";
+    "container.ports", "a table of ports", "the same as on the host", "container = { ports = { http = 80 } }", true,
+        "Where the program listens inside, by name of the port, for an image that does not look at $PORT.";
+    "container.mounts", "a list of SOURCE:TARGET[:ro]", "none", "container = { mounts = [\"/srv/data:/data:ro\", \"cache:/cache\"] }", true,
+        "Paths of the node, or volumes by name, seen inside. A path must exist; a volume is made when first used, belongs to the project's environment, and is never deleted by itself.";
     "dir", "a path on the node", "the directory of the file", "dir = \"/srv/web\"", true,
-        "Working directory. A relative path starts at the directory of the file.";
+        "Working directory. A relative path starts at the directory of the file. In a container: an absolute path inside; left out, the image's own.";
     "env", "a table of values", "empty", "env.LOG_LEVEL = \"info\"\nenv.WORKERS = 4", true,
         "Environment of the process. It starts clean: PATH, HOME, USER, LANG, TMPDIR, then these, then PORT, PORT_<NAME> and OPTIMUS_*.";
     "user", "a user of the node", "the agent's default for workloads", "user = \"www-data\"", true,
-        "Who the process runs as.";
+        "Who the process runs as. In a container: one of its users, or UID:GID; left out, the image's own.";
     "copies", "0 to 10000", "what the server holds; 1 at first", "copies = 3", true,
         "How many copies run. Left out, a deploy keeps the number set by `optimus scale`.";
     "port", "\"auto\" or 1 to 65535", "none", "port = \"auto\"", true,
@@ -51,7 +65,7 @@ fields! {
     "health.http", "a path", "none", "health = { http = \"/healthz\" }", true, "The path to ask by HTTP GET.";
     "health.tcp", "true", "none", "health = { tcp = true }", true, "Ready when the port accepts a connection.";
     "health.grpc", "a service name", "none", "health = { grpc = \"\" }", false, "Ready when the gRPC health protocol answers SERVING.";
-    "health.command", "a command line, or a list of strings", "none", "health = { command = [\"./check\"] }", false, "Ready when the command exits 0 inside the workload.";
+    "health.command", "a command line, or a list of strings", "none", "health = { command = [\"./check\"] }", true, "Ready when the command exits 0 inside the container. Not available yet for processes.";
     "health.port", "the name of a port", "the first port", "health = { http = \"/healthz\", port = \"admin\" }", true, "Which port to ask.";
     "health.interval", "a duration", "2s", "health = { http = \"/\", interval = \"5s\" }", true,
         "Time between two checks. Until the first success a new copy is asked more often.";

@@ -8,6 +8,7 @@
 
 mod check;
 mod command;
+mod container;
 mod cron;
 mod error;
 pub mod fields;
@@ -27,6 +28,7 @@ mod values;
 
 pub use check::{check, not_available};
 pub use command::parse_line;
+pub use container::{Container, Mount, Network, Pull, Source};
 pub use cron::{CronError, Instance, Timetable};
 pub use error::{SpecError, SpecErrors};
 pub use fields::{explain_field, field, field_names};

@@ -10,7 +10,7 @@ use super::error::{SpecError, nearest, parse, printable};
 use super::node::{Entry, Node, Value};
 use super::suggest::{elsewhere, meant};
 use super::values::{a_name, example, probe};
-use super::{Context, Parsed, fields, types::*};
+use super::{Container, Context, Parsed, fields, types::*};
 use crate::ids::Name;
 use crate::time::Span;
 use crate::units::{Bytes, Millicores};
@@ -349,13 +349,11 @@ impl Reader<'_> {
         let before = self.errors.len();
         self.unknown(entries, &known, "");
         let f = Fields { entries };
-        let driver = match f.get("image") {
-            Some(node) => self.text("image", node).map(|image| Driver::Container { image }),
-            None => Some(Driver::Process),
-        };
+        let driver = self.container(&f).map(|container| Driver::Container(Box::new(container)));
+        let in_container = f.get("image").is_some();
         let run = match f.get("run") {
             Some(node) => self.run(node),
-            None if f.get("image").is_some() => Some(Run::Argv(vec![])),
+            None if in_container => Some(Run::Argv(vec![])),
             None => {
                 self.error(span, Some("run"), "the workload says nothing to run").hint = Some("add `run = \"COMMAND\"`".into());
                 None
@@ -378,9 +376,14 @@ impl Reader<'_> {
         let runs = self.runs(kind, f.get("runs"), schedule.as_ref());
         let spec = WorkloadSpec {
             kind,
-            driver: driver.unwrap_or(Driver::Container { image: String::new() }), // refused above
+            // An image that cannot be read was refused above.
+            driver: driver.unwrap_or_else(|| if in_container { Driver::Container(Box::new(Container::of("?"))) } else { Driver::Process }),
             run: run.unwrap_or(Run::Argv(vec!["?".into()])),
-            dir: Some(self.dir(f.get("dir"))),
+            dir: match f.get("dir") {
+                Some(node) if in_container => self.text("dir", node),
+                None if in_container => None,
+                node => Some(self.dir(node)),
+            },
             env: f.get("env").map(|n| self.texts("env", n)).unwrap_or_default(),
             user: f.get("user").and_then(|n| self.text("user", n)),
             copies: f.get("copies").and_then(|n| self.integer("copies", n, 0, 10_000)).map(|n| n as u32),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::container::Container;
 use super::job::{Runs, Schedule};
 use super::placement::Placement;
 pub use super::update::{Amount, CanaryStep, Disconnect, Keep, ReleaseStep, Strategy, Update};
@@ -19,13 +20,14 @@ pub struct WorkloadSpec {
     pub driver: Driver,
     /// What to start.
     pub run: Run,
-    /// Working directory: an absolute path on the node.
+    /// Working directory: an absolute path on the node, or in the container. Unset: the image's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dir: Option<String>,
     /// Environment of the process, beside what the agent sets (`PORT`, `OPTIMUS_*`).
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Host user to run as. Unset: the node's default for workloads.
+    /// Host user to run as; in a container, one of its users or `UID:GID`. Unset: the node's default for workloads, or the
+    /// image's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// How many copies. Unset: the number the server holds stays (1 at the first deploy).
@@ -96,8 +98,8 @@ impl Kind {
 pub enum Driver {
     /// A plain process in its own cgroup.
     Process,
-    /// A container of this image.
-    Container { image: String },
+    /// A container of an image.
+    Container(Box<Container>),
 }
 
 /// The command. We never splice values into a shell line: a shell sees the user's own text only.

@@ -67,7 +67,7 @@ pub fn prepare(request: &StartRequest, config: &ProcessConfig) -> Result<Prepare
 }
 
 /// A dynamic port in a stranger's hands moves the copy to another one; a fixed port is waited for.
-fn prove_ports(alloc: &DesiredAlloc, spec: &WorkloadSpec) -> Result<(), StartError> {
+pub(crate) fn prove_ports(alloc: &DesiredAlloc, spec: &WorkloadSpec) -> Result<(), StartError> {
     for (name, port) in &alloc.ports {
         match ports::is_free(*port) {
             Ok(true) => {}

@@ -254,7 +254,7 @@ const SETTINGS: &[Setting<WorkloadSpec>] = &[
         key: "image",
         help: "of a container",
         set: |spec, value| {
-            spec.driver = Driver::Container { image: value.into() };
+            spec.driver = Driver::Container(Box::new(Container::of(value)));
             Ok(())
         },
     },

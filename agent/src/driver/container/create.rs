@@ -1,0 +1,240 @@
+//! From a spec to what the engine is asked to create. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bollard::models::{
+    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType, MountVolumeOptions, PortBinding, RestartPolicy,
+    RestartPolicyNameEnum,
+};
+use optimus_common::protocol::DesiredAlloc;
+use optimus_common::spec::{Container, Mount, Network, Run, Source, WorkloadSpec};
+use optimus_common::units::Bytes;
+
+/// Label that says which agent a container, image or volume belongs to. Without ours, nothing is ever touched.
+pub const OWNER_LABEL: &str = "optimus.owner";
+pub const ALLOC_LABEL: &str = "optimus.alloc";
+pub const ATTEMPT_LABEL: &str = "optimus.attempt";
+/// CFS period in microseconds.
+const PERIOD_USEC: i64 = 100_000;
+/// The kernel's smallest quota.
+const QUOTA_MIN_USEC: i64 = 1000;
+/// Files the engine keeps of the output. It is a buffer for the time no agent is there; the log itself is ours.
+const LOG_FILES: u32 = 2;
+
+/// What a container is made with beside its spec.
+pub struct Surroundings<'a> {
+    /// This agent, for [`OWNER_LABEL`].
+    pub owner: &'a str,
+    pub node: &'a str,
+    /// Our group the container goes below, if the engine lets us say.
+    pub cgroup_parent: Option<String>,
+}
+
+/// Everything the engine is asked for.
+pub fn body(
+    alloc: &DesiredAlloc,
+    spec: &WorkloadSpec,
+    container: &Container,
+    attempt: u32,
+    around: &Surroundings<'_>,
+) -> ContainerCreateBody {
+    let (entrypoint, cmd) = match &spec.run {
+        // The line is the user's own; an entrypoint before it would get it as arguments.
+        Run::Shell(line) => (Some(vec!["/bin/sh".to_owned(), "-c".to_owned()]), Some(vec![line.clone()])),
+        Run::Argv(argv) => (container.entrypoint.clone(), (!argv.is_empty()).then(|| argv.clone())),
+    };
+    let environment = environment(alloc, spec, container, around.node);
+    ContainerCreateBody {
+        image: Some(container.image.clone()),
+        user: spec.user.clone(),
+        working_dir: spec.dir.clone(),
+        entrypoint,
+        cmd,
+        env: Some(environment.into_iter().map(|(k, v)| format!("{k}={v}")).collect()),
+        labels: Some(labels(alloc, attempt, around)),
+        stop_signal: Some(format!("SIG{}", spec.stop.signal)),
+        exposed_ports: publishes(container).then(|| inner_ports(alloc, container).map(|(inner, _)| format!("{inner}/tcp")).collect()),
+        host_config: Some(host_config(alloc, spec, container, around)),
+        ..ContainerCreateBody::default()
+    }
+}
+
+fn publishes(container: &Container) -> bool {
+    matches!(container.network, Network::Bridge | Network::Named(_))
+}
+
+/// Port inside and port of the host.
+fn inner_ports<'a>(alloc: &'a DesiredAlloc, container: &'a Container) -> impl Iterator<Item = (u16, u16)> + 'a {
+    alloc.ports.iter().map(|(name, host)| (container.inner_port(name, *host), *host))
+}
+
+fn host_config(alloc: &DesiredAlloc, spec: &WorkloadSpec, container: &Container, around: &Surroundings<'_>) -> HostConfig {
+    let resources = &spec.resources;
+    let quota = (i64::from(resources.cpu.0) * PERIOD_USEC / 1000).max(QUOTA_MIN_USEC);
+    let memory = bytes(resources.memory_limit);
+    let binding = |host: u16| Some(vec![PortBinding { host_ip: None, host_port: Some(host.to_string()) }]);
+    let published = inner_ports(alloc, container).map(|(inner, host)| (format!("{inner}/tcp"), binding(host)));
+    let log = HashMap::from([
+        ("max-size".to_owned(), (spec.logs.size.0 / u64::from(LOG_FILES)).max(1 << 20).to_string()),
+        ("max-file".to_owned(), LOG_FILES.to_string()),
+    ]);
+    HostConfig {
+        cgroup_parent: around.cgroup_parent.clone(),
+        cpu_period: Some(PERIOD_USEC),
+        cpu_quota: Some(quota),
+        // As for processes: 1024 a core against its neighbours.
+        cpu_shares: Some((i64::from(resources.cpu.0) * 1024 / 1000).clamp(2, 262_144)),
+        memory: Some(memory),
+        // As much again with swap as without: no swap.
+        memory_swap: Some(memory),
+        memory_reservation: (resources.memory_request < resources.memory_limit).then(|| bytes(resources.memory_request)),
+        pids_limit: Some(i64::from(resources.pids)),
+        // Restarting is ours: the engine does not know of deployments, back-off or leases.
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+        log_config: Some(HostConfigLogConfig { typ: Some("json-file".to_owned()), config: Some(log) }),
+        network_mode: Some(match &container.network {
+            Network::Bridge => "bridge".to_owned(),
+            Network::Host => "host".to_owned(),
+            Network::None => "none".to_owned(),
+            Network::Named(name) => name.clone(),
+        }),
+        port_bindings: publishes(container).then(|| published.collect()),
+        mounts: Some(container.mounts.iter().map(|m| mount(alloc, m, around)).collect()),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        ..HostConfig::default()
+    }
+}
+
+fn bytes(size: Bytes) -> i64 {
+    i64::try_from(size.0).unwrap_or(i64::MAX)
+}
+
+fn mount(alloc: &DesiredAlloc, mount: &Mount, around: &Surroundings<'_>) -> EngineMount {
+    let Mount { source, target, read_only } = mount;
+    let (typ, source, volume_options) = match source {
+        Source::Path(path) => (MountType::BIND, path.clone(), None),
+        Source::Volume(name) => {
+            let labels = HashMap::from([(OWNER_LABEL.to_owned(), around.owner.to_owned())]);
+            (
+                MountType::VOLUME,
+                volume_name(alloc, name),
+                Some(MountVolumeOptions { labels: Some(labels), ..MountVolumeOptions::default() }),
+            )
+        }
+    };
+    EngineMount {
+        target: Some(target.clone()),
+        source: Some(source),
+        typ: Some(typ),
+        read_only: Some(*read_only),
+        volume_options,
+        ..EngineMount::default()
+    }
+}
+
+/// The engine's name of a volume: its own for each project and environment, so that no stranger's is met by chance.
+pub fn volume_name(alloc: &DesiredAlloc, name: &str) -> String {
+    format!("optimus.{}.{}.{name}", alloc.key.project, alloc.key.environment)
+}
+
+fn labels(alloc: &DesiredAlloc, attempt: u32, around: &Surroundings<'_>) -> HashMap<String, String> {
+    let labels = [
+        (OWNER_LABEL, around.owner.to_owned()),
+        (ALLOC_LABEL, alloc.id.to_string()),
+        (ATTEMPT_LABEL, attempt.to_string()),
+        ("optimus.node", around.node.to_owned()),
+        ("optimus.project", alloc.key.project.to_string()),
+        ("optimus.environment", alloc.key.environment.to_string()),
+        ("optimus.workload", alloc.key.workload.to_string()),
+        ("optimus.release", alloc.release.to_string()),
+    ];
+    labels.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
+}
+
+/// What a process gets too, but for what the image decides (`PATH`, `HOME`, `USER`). `PORT` is where it is to listen.
+fn environment(alloc: &DesiredAlloc, spec: &WorkloadSpec, container: &Container, node: &str) -> BTreeMap<String, String> {
+    let mut env = spec.env.clone();
+    for (n, (name, host)) in alloc.ports.iter().enumerate() {
+        let port = container.inner_port(name, *host).to_string();
+        if n == 0 {
+            env.insert("PORT".to_owned(), port.clone());
+        }
+        env.insert(format!("PORT_{}", name.to_ascii_uppercase().replace('-', "_")), port);
+    }
+    let ours = [
+        ("OPTIMUS_ALLOC", alloc.id.to_string()),
+        ("OPTIMUS_INDEX", alloc.index.to_string()),
+        ("OPTIMUS_PROJECT", alloc.key.project.to_string()),
+        ("OPTIMUS_ENVIRONMENT", alloc.key.environment.to_string()),
+        ("OPTIMUS_WORKLOAD", alloc.key.workload.to_string()),
+        ("OPTIMUS_RELEASE", alloc.release.to_string()),
+        ("OPTIMUS_NODE", node.to_owned()),
+    ];
+    env.extend(ours.map(|(k, v)| (k.to_owned(), v)));
+    env
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::{desired, spec};
+
+    fn made(change: impl FnOnce(&mut WorkloadSpec, &mut Container)) -> ContainerCreateBody {
+        let (mut spec, mut container) = (spec(&["serve", "--fast"]), Container::of("app:1"));
+        change(&mut spec, &mut container);
+        let mut alloc = desired(7, &spec);
+        alloc.ports = vec![("http".into(), 20_001), ("admin-ui".into(), 20_002)];
+        let around = Surroundings { owner: "me", node: "n1", cgroup_parent: Some("/optimus-containers/a.1".into()) };
+        body(&alloc, &spec, &container, 3, &around)
+    }
+
+    #[test]
+    fn ports_are_published_where_the_workload_was_told_to_listen() {
+        let body = made(|_, container| {
+            container.ports.insert("http".into(), 80);
+        });
+        let env = body.env.unwrap();
+        for wanted in ["PORT=80", "PORT_HTTP=80", "PORT_ADMIN_UI=20002", "OPTIMUS_NODE=n1"] {
+            assert!(env.iter().any(|e| e == wanted), "{wanted}: {env:?}");
+        }
+        let bindings = body.host_config.unwrap().port_bindings.unwrap();
+        let host = |inner: &str| bindings[inner].as_ref().unwrap()[0].host_port.clone().unwrap();
+        assert_eq!((host("80/tcp"), host("20002/tcp")), ("20001".to_owned(), "20002".to_owned()));
+        let host = made(|_, container| container.network = Network::Host).host_config.unwrap();
+        assert_eq!((host.port_bindings, host.network_mode.as_deref()), (None, Some("host")));
+    }
+
+    #[test]
+    fn limits_are_hard_and_nothing_restarts_behind_our_back() {
+        let host = made(|_, _| {}).host_config.unwrap();
+        assert_eq!((host.cpu_quota, host.cpu_period, host.pids_limit), (Some(50_000), Some(100_000), Some(64)));
+        assert_eq!((host.memory, host.memory_swap, host.memory_reservation), (Some(128 << 20), Some(128 << 20), Some(16 << 20)));
+        assert_eq!(host.restart_policy.unwrap().name, Some(RestartPolicyNameEnum::NO));
+        assert_eq!(host.security_opt, Some(vec!["no-new-privileges".to_owned()]));
+        assert_eq!(host.privileged, None);
+    }
+
+    #[test]
+    fn a_shell_line_takes_the_place_of_the_entrypoint() {
+        let body = made(|spec, _| spec.run = Run::Shell("echo $HOME".into()));
+        assert_eq!(body.entrypoint.unwrap(), ["/bin/sh", "-c"]);
+        assert_eq!(body.cmd.unwrap(), ["echo $HOME"]);
+        let body = made(|spec, container| {
+            spec.run = Run::Argv(vec![]);
+            container.entrypoint = Some(vec!["/app".into()]);
+        });
+        assert_eq!((body.entrypoint.unwrap(), body.cmd), (vec!["/app".to_owned()], None));
+    }
+
+    #[test]
+    fn a_volume_is_of_its_project_alone() {
+        let body = made(|_, container| {
+            let source = Source::Volume("data".into());
+            container.mounts = vec![Mount { source, target: "/data".into(), read_only: true }];
+        });
+        let mount = body.host_config.unwrap().mounts.unwrap().remove(0);
+        assert_eq!((mount.source.as_deref(), mount.read_only), (Some("optimus.p.dev.data"), Some(true)));
+        assert_eq!(body.labels.unwrap()[ATTEMPT_LABEL], "3");
+    }
+}
