@@ -1,0 +1,6 @@
+//! Releases on real processes behind a real router: no request is lost, shares are exact, what is broken gives way.
+//! Needs root: the agent makes control groups.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+mod traffic;
