@@ -421,8 +421,31 @@ impl AllocStatus {
             last_lines: vec![],
         }
     }
+
+    /// Why it is not well: its reason, unless that only says what it is doing and the end of its last run says more; with
+    /// the last line it printed.
+    pub fn trouble(&self) -> Option<Reason> {
+        let crashed = self.last_exit.as_ref().filter(|exit| !self.ready && self.restarts > 0 && exit.code != Some(0));
+        let reason = match (&self.reason, crashed) {
+            // It has only just been started again: a check that fails now says nothing yet.
+            (None | Some(Reason::Starting | Reason::NotReady { .. }), Some(exit)) => match exit.oom {
+                Some(oom) => Reason::OutOfMemory { exit: exit.clone(), oom },
+                None => Reason::Exited { exit: exit.clone() },
+            },
+            (reason, _) => reason.clone()?,
+        };
+        match self.last_lines.iter().rev().find(|line| !line.trim().is_empty()) {
+            Some(line) if !reason.is_calm() => {
+                let line = line.trim().chars().take(LAST_LINE_MAX).collect();
+                Some(Reason::LastLine { reason: Box::new(reason), line })
+            }
+            _ => Some(reason),
+        }
+    }
 }
 
+/// Longest last line in a reason, in characters.
+const LAST_LINE_MAX: usize = 200;
 /// Most log lines that travel with a failure.
 pub const LAST_LINES_MAX: usize = 20;
 

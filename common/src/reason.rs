@@ -199,6 +199,12 @@ pub enum Reason {
         node: String,
         why: Refusal,
     },
+    /// What a copy printed last before it came to this.
+    LastLine {
+        #[schema(no_recursion)]
+        reason: Box<Reason>,
+        line: String,
+    },
 }
 
 /// The registered facts of one code.
@@ -364,6 +370,7 @@ impl Reason {
             RunActive { .. } => &code::RUN_ACTIVE,
             Drained { .. } => &code::DRAINED,
             NotForNode { .. } => &code::NOT_FOR_NODE,
+            LastLine { reason, .. } => reason.code(),
         }
     }
 
@@ -372,6 +379,7 @@ impl Reason {
         match self {
             Reason::CrashLoop { last, .. } | Reason::DeadlinePassed { last: Some(last), .. } => last.root(),
             Reason::NothingToGoBackTo { last, .. } => last.root(),
+            Reason::LastLine { reason, .. } => reason.root(),
             other => other,
         }
     }
@@ -535,6 +543,7 @@ impl fmt::Display for Reason {
             RunActive { run } => write!(f, "run {run} is active"),
             Drained { node } => write!(f, "node {node} is being drained"),
             NotForNode { node, why } => write!(f, "not for node {node}: {why}"),
+            LastLine { reason, line } => write!(f, "{reason}; its last line: {line}"),
         }
     }
 }

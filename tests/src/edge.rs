@@ -38,7 +38,7 @@ pub struct Edge {
     acked: watch::Receiver<(u64, Option<Instant>)>,
     /// True: what is taken on is not acknowledged.
     held: watch::Sender<bool>,
-    _task: JoinSet<()>,
+    _tasks: JoinSet<()>,
 }
 
 impl Edge {
@@ -54,10 +54,11 @@ impl Edge {
         let (see, seen) = watch::channel(BTreeMap::new());
         let (ack, acked) = watch::channel((0, None));
         let (held, hold) = watch::channel(false);
-        let follow = Follow { api, name: name.to_owned(), routers: routers.clone(), see, ack, hold, index: 0, acks: 0 };
-        let mut task = JoinSet::new();
-        task.spawn(follow.run());
-        Ok(Edge { routers, seen, acked, held, _task: task })
+        let (take, taken) = watch::channel(0);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Follow { api: api.clone(), routers: routers.clone(), see, take }.run());
+        tasks.spawn(Tell { api, name: name.to_owned(), taken, ack, hold, acks: 0 }.run());
+        Ok(Edge { routers, seen, acked, held, _tasks: tasks })
     }
 
     /// The router in front of a workload.
@@ -81,19 +82,17 @@ impl Edge {
     }
 }
 
+/// Asks for the sets and takes them on.
 struct Follow {
     api: ApiClient,
-    name: String,
     routers: BTreeMap<String, Arc<Router>>,
     see: watch::Sender<BTreeMap<String, Seen>>,
-    ack: watch::Sender<(u64, Option<Instant>)>,
-    hold: watch::Receiver<bool>,
-    index: u64,
-    acks: u64,
+    /// The index that was taken on.
+    take: watch::Sender<u64>,
 }
 
 impl Follow {
-    async fn run(mut self) {
+    async fn run(self) {
         loop {
             if self.turn().await.is_err() {
                 tokio::time::sleep(AGAIN).await; // the server is away; ask again
@@ -101,8 +100,9 @@ impl Follow {
         }
     }
 
-    async fn turn(&mut self) -> anyhow::Result<()> {
-        let wait = if self.index == 0 { String::new() } else { format!("&index={}&wait={}s", self.index, WAIT.as_secs()) };
+    async fn turn(&self) -> anyhow::Result<()> {
+        let before = *self.take.borrow();
+        let wait = if before == 0 { String::new() } else { format!("&index={before}&wait={}s", WAIT.as_secs()) };
         let answer = self.api.get(0, &format!("/v1/endpoints?page_size=1000{wait}"), WAIT + Duration::from_secs(5)).await?;
         anyhow::ensure!(answer.is_success(), "{}: {}", answer.status, answer.body);
         let index = answer.body["index"].as_u64().context("an index")?;
@@ -117,15 +117,40 @@ impl Follow {
             let router = Arc::clone(router);
             taking.spawn(async move { router.take(set).await });
         }
-        // Seen as soon as new requests go by it; acknowledged when the old ones are answered.
+        // Seen as soon as new requests go by it; taken on when the old ones are answered.
         self.see.send_replace(all);
         while taking.join_next().await.is_some() {}
+        self.take.send_replace(index);
+        Ok(())
+    }
+}
+
+/// Says what was taken on.
+struct Tell {
+    api: ApiClient,
+    name: String,
+    taken: watch::Receiver<u64>,
+    ack: watch::Sender<(u64, Option<Instant>)>,
+    hold: watch::Receiver<bool>,
+    acks: u64,
+}
+
+impl Tell {
+    async fn run(mut self) {
+        while self.taken.changed().await.is_ok() {
+            while self.turn().await.is_err() {
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+
+    async fn turn(&mut self) -> anyhow::Result<()> {
         self.hold.wait_for(|held| !held).await?;
+        let index = *self.taken.borrow_and_update();
         self.acks += 1;
         let (key, body) = (format!("{}-{}", self.name, self.acks), json!({ "router": self.name, "generation": index }));
         let answer = self.api.post(0, "/v1/endpoints/acks", &key, &body, WAIT).await?;
         anyhow::ensure!(answer.is_success(), "{}: {}", answer.status, answer.body);
-        self.index = index;
         self.ack.send_replace((index, Some(Instant::now())));
         Ok(())
     }

@@ -2,5 +2,7 @@
 //! Needs root: the agent makes control groups.
 #![allow(clippy::unwrap_used)]
 
+mod broken;
 mod support;
 mod traffic;
+mod whole;

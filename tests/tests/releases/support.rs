@@ -1,5 +1,6 @@
 //! A server, an agent, a router in front, and how tests deploy the little web server on it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -17,16 +18,24 @@ pub struct Web<'a> {
     pub copies: u32,
     pub version: &'a str,
     pub mode: &'a str,
+    /// As the file has them: cores, and reserved memory and limit.
+    pub cpu: &'a str,
+    pub memory: &'a str,
     /// Lines of the workload's own table.
     pub more: &'a str,
 }
 
-impl Web<'_> {
+impl<'a> Web<'a> {
+    /// One that does what it should.
+    pub fn new(name: &'a str, copies: u32, version: &'a str, more: &'a str) -> Web<'a> {
+        Web { name, copies, version, mode: "ok", cpu: "0.05", memory: "8M..32M", more }
+    }
+
     fn table(&self) -> String {
-        let Web { name, copies, version, mode, more } = self;
+        let Web { name, copies, version, mode, cpu, memory, more } = self;
         let program = bin_dir().join("optimus-test-web");
         format!(
-            "[service.{name}]\nrun = [\"{}\"]\ncopies = {copies}\nport = \"auto\"\ncpu = 0.05\nmemory = \"16M..32M\"\nhealth = {{ http = \"/healthz\", interval = \"100ms\" }}\nrestart = {{ delay = \"100ms\", delay_max = \"100ms\" }}\nenv = {{ WEB_MODE = \"{mode}\", WEB_VERSION = \"{version}\", WEB_DELAY_MS = \"5\" }}\n{more}\n",
+            "[service.{name}]\nrun = [\"{}\"]\ncopies = {copies}\nport = \"auto\"\ncpu = {cpu}\nmemory = \"{memory}\"\nhealth = {{ http = \"/healthz\", interval = \"100ms\" }}\nrestart = {{ delay = \"100ms\", delay_max = \"100ms\" }}\nenv = {{ WEB_MODE = \"{mode}\", WEB_VERSION = \"{version}\", WEB_DELAY_MS = \"5\" }}\n{more}\n",
             program.display()
         )
     }
@@ -36,16 +45,18 @@ impl Web<'_> {
 pub struct World {
     pub sandbox: Sandbox,
     pub api: ApiClient,
+    /// Its process.
+    pub agent: usize,
 }
 
 impl World {
     pub fn new() -> World {
         let mut sandbox = Sandbox::new();
         sandbox.server();
-        sandbox.agent();
+        let agent = sandbox.agent();
         let server = format!("127.0.0.1:{}", sandbox.api_port).parse().unwrap();
         let api = ApiClient::new(&sandbox.path("config"), vec![server]).unwrap();
-        World { sandbox, api }
+        World { sandbox, api, agent }
     }
 
     /// A router in front of these workloads that the cluster knows of.
@@ -90,10 +101,26 @@ impl World {
         }
     }
 
-    pub async fn remove(&self, workload: &str) {
-        self.sandbox.run(&["rm", workload, "--yes"]).expect(0);
-        until("the copies to end", async || self.sandbox.copies(workload).is_empty().then_some(())).await;
+    /// Pids of the copies that should run, in the order of their slots.
+    pub fn pids(&self, workload: &str) -> Vec<i32> {
+        self.sandbox.copies(workload).iter().filter(|c| c["desired_run"] == true).map(|c| c["pid"].as_i64().unwrap_or(0) as i32).collect()
     }
+
+    /// Fails unless exactly these processes run, ready and of this release, and routers send requests to all of them alike.
+    #[track_caller]
+    pub fn expect_whole(&self, workload: &str, pids: &[i32], release: u64, seen: &Seen) {
+        let copies = self.sandbox.copies(workload);
+        assert_eq!(self.pids(workload), pids, "{workload}: {copies:#?}");
+        assert!(copies.iter().all(|c| c["ready"] == true && c["release"] == release), "{workload}: {copies:#?}");
+        let weights: BTreeSet<u32> = seen.set.endpoints.iter().map(|e| e.weight).collect();
+        assert!(weights.len() == 1 && !weights.contains(&0), "{workload}: {seen:?}");
+        assert!(seen.releases.values().all(|r| *r == release), "{workload}: {seen:?}");
+    }
+}
+
+/// Whether a process runs; a zombie does not.
+pub fn alive(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
 }
 
 /// Polls until there is a value; panics with `what` when patience is at its end.

@@ -78,7 +78,7 @@ pub async fn get(address: SocketAddr) -> std::io::Result<(u16, String)> {
 async fn no_request_fails_while_six_copies_are_replaced() {
     let world = World::new();
     let rolling = "update = { parallel = 2, deadline = \"30s\" }";
-    let web = |version| Web { name: "web", copies: 6, version, mode: "ok", more: rolling };
+    let web = |version| Web::new("web", 6, version, rolling);
     world.deploy("web", &[web("v1")]);
     world.phase("web", &["done"]).await;
     let edge = world.edge("edge", &["web"]).await;
@@ -100,4 +100,79 @@ async fn no_request_fails_while_six_copies_are_replaced() {
     let served = router.served();
     assert!(before.releases.keys().chain(after.releases.keys()).all(|copy| served.contains_key(copy)), "all twelve served: {served:?}");
     assert_eq!(get(router.address).await.unwrap(), (200, "v2".into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn canaries_get_their_share_of_ten_thousand_requests() {
+    const REQUESTS: usize = 10_000;
+    let world = World::new();
+    let canary = "update = { strategy = \"canary\", canary = 1, steps = [{ weight = 23, bake = \"100ms\" }], auto_promote = false }";
+    let web = |version| Web { cpu: "0.4", ..Web::new("web", 3, version, canary) };
+    world.deploy("web", &[web("v1")]);
+    world.phase("web", &["done"]).await;
+    let edge = world.edge("edge", &["web"]).await;
+    routed(&edge, "web", 3).await;
+    world.deploy("web", &[web("v2")]);
+    world.phase("web", &["promoting"]).await;
+    routed(&edge, "web", 4).await;
+
+    let address = edge.router("web").address;
+    let mut clients = JoinSet::new();
+    for _ in 0..20 {
+        clients.spawn(async move {
+            let mut bodies = Vec::new();
+            for _ in 0..REQUESTS / 20 {
+                bodies.push(get(address).await.unwrap());
+            }
+            bodies
+        });
+    }
+    let answers = clients.join_all().await.concat();
+    assert_eq!(edge.router("web").failed(), Vec::<String>::new());
+    let new = answers.iter().filter(|(status, body)| (*status, body.as_str()) == (200, "v2")).count();
+    let old = answers.iter().filter(|(status, body)| (*status, body.as_str()) == (200, "v1")).count();
+    assert_eq!(new + old, REQUESTS);
+    let share = 100.0 * new as f64 / REQUESTS as f64;
+    assert!((21.0..=25.0).contains(&share), "{share} % went to the canary, its weight is 23 %");
+
+    world.sandbox.run(&["promote", "web"]).expect(0);
+    world.phase("web", &["done"]).await;
+    routed(&edge, "web", 3).await;
+    assert_eq!(get(address).await.unwrap(), (200, "v2".into()));
+}
+
+/// A copy outlives its last acknowledgement that is missing, by two seconds at most.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_stops_when_routers_said_that_they_know() {
+    let world = World::new();
+    world.deploy("web", &[Web::new("web", 3, "v1", "")]);
+    world.phase("web", &["done"]).await;
+    let edge = world.edge("edge", &["web"]).await;
+    let pids = |n: usize| {
+        let world = &world;
+        async move { until("the copies", async || Some(world.pids("web")).filter(|p| p.len() == n)).await }
+    };
+    let copies = pids(3).await;
+    routed(&edge, "web", 3).await;
+
+    // Held back, the acknowledgement is what the copy's end waits for.
+    edge.hold(true);
+    world.sandbox.run(&["scale", "web", "2", "--no-wait"]).expect(0);
+    let unrouted = routed(&edge, "web", 2).await.at.unwrap();
+    assert!(alive(copies[2]), "its end is not before routers were told");
+    edge.hold(false);
+    let acked = until("the acknowledgement", async || edge.acked().1.filter(|at| *at > unrouted)).await;
+    until("the copy to end", async || (!alive(copies[2])).then_some(())).await;
+    let (waited, ended) = (acked - unrouted, acked.elapsed());
+    assert!(waited + ended < Duration::from_secs(2), "an acknowledgement after {waited:?} is heeded; the copy ended {ended:?} later");
+
+    // A router that never says so is waited for, but not for ever.
+    edge.hold(true);
+    world.sandbox.run(&["scale", "web", "1", "--no-wait"]).expect(0);
+    let unrouted = routed(&edge, "web", 1).await.at.unwrap();
+    until("the copy to end", async || (!alive(copies[1])).then_some(())).await;
+    let waited = unrouted.elapsed();
+    assert!(waited > Duration::from_millis(1700), "stopped after {waited:?}, without an acknowledgement");
+    assert!(waited < Duration::from_secs(5), "stopped after {waited:?} only");
+    assert_eq!(pids(1).await, copies[..1]);
 }

@@ -114,7 +114,7 @@ impl Rollout<'_> {
         let mut found: Vec<(String, Option<Reason>)> = Vec::new();
         for (slot, stage) in self.wanted().filter(|(_, stage)| !matches!(stage, Stage::Settled { .. })) {
             let name = format!("{}-{}", self.workload.key.workload, slot.index);
-            let reported = slot.next.iter().chain(&slot.broken).find_map(|a| a.status.as_ref()?.reason.clone());
+            let reported = slot.next.iter().chain(&slot.broken).find_map(|a| a.status.as_ref()?.trouble());
             let reason = match stage {
                 Stage::Empty { .. } | Stage::Old { .. } if reported.is_none() => self.last_failure(slot.index).or_else(|| self.no_room()),
                 _ => reported,
@@ -135,6 +135,6 @@ impl Rollout<'_> {
     fn last_failure(&self, index: u32) -> Option<Reason> {
         let of_this = |a: &&Arc<Alloc>| a.has_ended() && a.release == self.deployment.release;
         let newest = self.state.allocs_in(&self.workload.key, index).filter(of_this).last()?;
-        newest.status.as_ref()?.reason.clone().filter(|r| !r.is_calm())
+        newest.status.as_ref()?.trouble().filter(|r| !r.is_calm())
     }
 }
