@@ -118,7 +118,10 @@ impl Play {
             });
             self.ids = ids;
             self.note(&outcome.plan);
-            let decided = !outcome.plan.is_empty() && !matches!(self.apply(Command::Plan(outcome.plan)), Applied::Unchanged { .. });
+            let mut decided = false;
+            for command in outcome.commands.into_iter().chain((!outcome.plan.is_empty()).then_some(Command::Plan(outcome.plan))) {
+                decided |= !matches!(self.apply(command), Applied::Unchanged { .. });
+            }
             if self.agents(keys) || decided {
                 continue;
             }

@@ -80,11 +80,7 @@ pub fn reconcile_with(state: &State, findings: &Findings, now: Timestamp, new_id
             pass.wake(now);
             break;
         }
-        match state.release(&workload.key, workload.release).map(|r| (r, r.spec.kind)) {
-            Some((release, Kind::Daemon)) => pass.daemon(workload, release),
-            Some((_, Kind::Job)) => pass.job(workload),
-            _ => pass.workload(workload),
-        }
+        pass.any(workload);
     }
     pass.nodes();
     if let Some(cluster) = &state.cluster {
@@ -101,7 +97,7 @@ pub fn reconcile_some(state: &State, keys: &[WorkloadKey], now: Timestamp, new_i
         if pass.is_full() {
             break;
         }
-        pass.workload(workload);
+        pass.any(workload);
     }
     pass.outcome
 }
@@ -159,7 +155,15 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn workload(&mut self, workload: &'a Workload) {
+    fn any(&mut self, workload: &'a Workload) {
+        match self.state.release(&workload.key, workload.release).map(|r| (r, r.spec.kind)) {
+            Some((release, Kind::Daemon)) => self.daemon(workload, release),
+            Some((_, Kind::Job)) => self.job(workload),
+            _ => self.service(workload),
+        }
+    }
+
+    fn service(&mut self, workload: &'a Workload) {
         self.forget(workload);
         if workload.stopped {
             self.stop_all(workload);

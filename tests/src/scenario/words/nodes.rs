@@ -76,10 +76,25 @@ const WORDS: &[Word] = &[
     Word {
         pattern: "node NODE is PHASE",
         kind: Kind::Check,
-        help: "`up`, `down` or `gone`",
+        help: "`up`, `down` or `gone`; or `open`, `cordoned`, `draining` or `drained`",
         run: |world, args| {
-            let node = world.node(args.get("NODE")?)?;
-            let found = world.state.nodes.get(&node).map_or("gone", |n| if n.up { "up" } else { "down" });
+            let row = world.state.nodes.get(&world.node(args.get("NODE")?)?);
+            let found = match (args.get("PHASE")?, row) {
+                (_, None) => "gone",
+                ("up" | "down" | "gone", Some(row)) => {
+                    if row.up {
+                        "up"
+                    } else {
+                        "down"
+                    }
+                }
+                (_, Some(row)) => match &row.drain {
+                    Some(drain) if drain.done_at.is_some() => "drained",
+                    Some(_) => "draining",
+                    None if row.cordoned => "cordoned",
+                    None => "open",
+                },
+            };
             same(found, args.get("PHASE")?)
         },
     },

@@ -131,21 +131,6 @@ const WORDS: &[Word] = &[
         },
     },
     Word {
-        pattern: "node NODE is PHASE",
-        kind: Kind::Check,
-        help: "`open`, `cordoned`, `draining` or `drained`",
-        run: |world, args| {
-            let row = world.state.nodes.get(&world.node(args.get("NODE")?)?).context("no such node")?;
-            let is = match &row.drain {
-                Some(drain) if drain.done_at.is_some() => "drained",
-                Some(_) => "draining",
-                None if row.cordoned => "cordoned",
-                None => "open",
-            };
-            same(is, args.get("PHASE")?)
-        },
-    },
-    Word {
         pattern: "NODE holds COUNT of NAME",
         kind: Kind::Check,
         help: "copies that should run there and have not ended",
