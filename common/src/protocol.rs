@@ -444,6 +444,8 @@ impl AllocStatus {
     }
 }
 
+/// The slot of a release command: the copy in it runs once, as that of a job does, and is called `web-release`.
+pub const RELEASE_SLOT: u32 = u32::MAX;
 /// Longest last line in a reason, in characters.
 const LAST_LINE_MAX: usize = 200;
 /// Most log lines that travel with a failure.

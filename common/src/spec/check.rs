@@ -54,9 +54,6 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
         if !spec.secrets.is_empty() {
             add("secrets", "giving secrets to a workload");
         }
-        if spec.update.release.is_some() {
-            add("release_command", "a release command");
-        }
     }
     errors
 }

@@ -175,6 +175,16 @@ pub struct ReleaseStep {
     pub timeout: Span,
 }
 
+impl WorkloadSpec {
+    /// How the release command is run: as one try of a job, in the place, with the limits and the environment of a copy.
+    /// Unset: there is none.
+    pub fn release_step(&self) -> Option<WorkloadSpec> {
+        let ReleaseStep { run, timeout } = self.update.release.clone()?;
+        let (health, update) = (super::types::Health { readiness: None, liveness: None }, Update::default());
+        Some(WorkloadSpec { kind: super::types::Kind::Job, run, timeout: Some(timeout), ports: vec![], health, update, ..self.clone() })
+    }
+}
+
 /// What happens to copies on a node that does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Disconnect {
@@ -408,6 +418,7 @@ pub(super) fn check(rules: &mut Rules, spec: &WorkloadSpec) {
         rules.want((Span::secs(1)..=DAY).contains(timeout), "release_command", || {
             "the timeout of `release_command` must be from 1s to 24h".into()
         });
+        rules.want(spec.kind == super::types::Kind::Service, "release_command", || "only a service has a `release_command`".into());
     }
     if let Some(Disconnect { lost_after, keep: _ }) = &spec.disconnect {
         rules.want(*lost_after <= WAIT_MAX, "disconnect.lost_after", || "`disconnect.lost_after` is at most a week".into());

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod broken;
+mod command;
 mod support;
 mod traffic;
 mod whole;

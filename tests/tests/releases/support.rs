@@ -45,18 +45,19 @@ impl<'a> Web<'a> {
 pub struct World {
     pub sandbox: Sandbox,
     pub api: ApiClient,
-    /// Its process.
+    /// Their processes.
+    pub server: usize,
     pub agent: usize,
 }
 
 impl World {
     pub fn new() -> World {
         let mut sandbox = Sandbox::new();
-        sandbox.server();
+        let server_process = sandbox.server();
         let agent = sandbox.agent();
         let server = format!("127.0.0.1:{}", sandbox.api_port).parse().unwrap();
         let api = ApiClient::new(&sandbox.path("config"), vec![server]).unwrap();
-        World { sandbox, api, agent }
+        World { sandbox, api, server: server_process, agent }
     }
 
     /// A router in front of these workloads that the cluster knows of.

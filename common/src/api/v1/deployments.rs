@@ -116,6 +116,9 @@ pub struct Deployment {
     /// It was promoted, or needs no promotion.
     #[serde(default)]
     pub promoted: bool,
+    /// The copy that runs, or ran, its release command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_step: Option<AllocId>,
 }
 
 impl Deployment {
@@ -198,7 +201,7 @@ pub struct SpecChange {
 pub struct PlannedMove {
     /// `web-0`
     pub copy: String,
-    /// `place`, `stop`, `in_place`.
+    /// `place`, `stop`, `in_place`, `release_command`.
     pub action: String,
     pub release: u64,
     pub node: NodeId,

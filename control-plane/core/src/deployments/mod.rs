@@ -18,10 +18,13 @@ pub mod analysis;
 mod judge;
 mod plan;
 mod preflight;
+mod release_step;
 
 pub(crate) use judge::{Survey, Trouble, Verdict, judge};
 pub use plan::{Action, DeployPlan, LOOKS_MAX, Planned, Planning, What, plan_deploy};
 pub use preflight::{Findings, preflight};
+pub use release_step::RELEASE_STEP_MARGIN;
+pub(crate) use release_step::{Gate, gate, is_shut, is_wanted};
 
 use optimus_common::Span;
 use optimus_common::spec::{Strategy, WorkloadSpec};

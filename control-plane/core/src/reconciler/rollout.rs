@@ -10,7 +10,7 @@ use optimus_common::spec::Strategy;
 use super::aim::Aim;
 use super::silent;
 use super::slot::{Slot, Stage, answers};
-use crate::deployments::{self, Findings, RESTARTS_MAX, Survey, Trouble, Verdict};
+use crate::deployments::{self, Findings, Gate, RESTARTS_MAX, Survey, Trouble, Verdict};
 use crate::scheduler;
 use crate::state::{Alloc, Deployment, State, Workload};
 use optimus_common::Reason;
@@ -27,6 +27,7 @@ pub(super) struct Rollout<'a> {
     /// Placed in this look.
     pub placed: u32,
     pub lacks: Option<Reason>,
+    pub gate: &'a Gate,
     pub findings: &'a Findings,
     pub now: Timestamp,
 }
@@ -53,6 +54,7 @@ impl Rollout<'_> {
             others_run: self.others_run(),
             others_stop: self.others_stop(),
             lacks: self.lacks.clone(),
+            gate: self.gate,
             hopeless: self.hopeless(),
             traffic: self.findings.traffic.get(&self.deployment.id),
             routed: crate::endpoints::acknowledged(self.state, &self.workload.key, self.now),

@@ -40,7 +40,7 @@ pub(super) enum Stage {
 pub(super) fn slots(state: &State, workload: &Workload, count: u32) -> (Vec<Slot>, Vec<Arc<Alloc>>) {
     let mut slots: Vec<Slot> = (0..count).map(|index| Slot { index, ..Slot::default() }).collect();
     let mut beyond = Vec::new();
-    for alloc in state.allocs_of(&workload.key).filter(|a| !a.has_ended()) {
+    for alloc in state.allocs_of(&workload.key).filter(|a| !a.has_ended() && !a.is_release_step()) {
         let Some(slot) = slots.get_mut(alloc.index as usize) else {
             beyond.push(alloc.clone());
             continue;

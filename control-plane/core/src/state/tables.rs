@@ -298,6 +298,9 @@ pub struct Deployment {
     /// It has been found fit to begin.
     #[serde(default)]
     pub prepared: bool,
+    /// The copy that runs, or ran, its release command. Set once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_step: Option<AllocId>,
 }
 
 fn rolling() -> Strategy {

@@ -251,6 +251,15 @@ const SETTINGS: &[Setting<WorkloadSpec>] = &[
         },
     },
     Setting {
+        key: "release-command",
+        help: "the timeout of a command that runs once in each deployment, or `none` (unless said)",
+        set: |spec, value| {
+            let step = |timeout| ReleaseStep { run: Run::Argv(vec!["migrate".into()]), timeout };
+            spec.update.release = if value == "none" { None } else { Some(step(value.parse()?)) };
+            Ok(())
+        },
+    },
+    Setting {
         key: "image",
         help: "of a container",
         set: |spec, value| {

@@ -4,7 +4,7 @@ use optimus_common::DeploymentId;
 use optimus_common::spec::Strategy;
 
 use super::*;
-use crate::deployments::{RELAPSES_MAX, strategy_of};
+use crate::deployments::{RELAPSES_MAX, is_wanted, strategy_of};
 
 /// What a deployment begins with.
 pub(super) struct Begin {
@@ -28,7 +28,8 @@ impl Step<'_> {
             (Some(row), "deploy" | "retry") => strategy_of(old.as_deref(), &row.spec, row.fresh),
             _ => Strategy::Rolling,
         };
-        let scale = trigger == "scale";
+        let shut = row.as_ref().is_some_and(|row| is_wanted(workload, row, trigger));
+        let scale = trigger == "scale" && !shut;
         let deployment = Deployment {
             id,
             key: workload.key.clone(),
@@ -52,6 +53,7 @@ impl Step<'_> {
             from_copies: from_release.map(|_| from_copies),
             relapses: 0,
             prepared: scale,
+            release_step: None,
         };
         self.state.insert_deployment(deployment);
         workload.release = release;

@@ -1,5 +1,6 @@
 //! The reconciler's batch. Looked at again, step by step: the world may have moved on since it was made.
 
+use optimus_common::protocol::RELEASE_SLOT;
 use optimus_common::spec::Kind;
 
 use super::*;
@@ -52,6 +53,9 @@ impl Step<'_> {
     }
 
     fn place(&mut self, placement: Placement) -> bool {
+        if placement.index == RELEASE_SLOT {
+            return self.place_release_step(placement);
+        }
         let Placement { alloc, key, index, release, node, ports } = placement;
         if !self.wants_copy(&key, index, release, node) || self.state.allocs.contains_key(&alloc) {
             return false; // the world moved on since the plan was made, or the plan was proposed twice
@@ -67,8 +71,13 @@ impl Step<'_> {
         if scheduler::fits(self.state, node, &spec, Some(&ports), self.at).is_err() {
             return false;
         }
+        self.put_copy(alloc, key, index, release, node, ports);
+        true
+    }
+
+    fn put_copy(&mut self, id: AllocId, key: WorkloadKey, index: u32, release: u64, node: NodeId, ports: Vec<(String, u16)>) {
         let row = Alloc {
-            id: alloc,
+            id,
             key: key.clone(),
             index,
             release,
@@ -87,6 +96,24 @@ impl Step<'_> {
         let name = self.state.nodes.get(&node).map_or_else(String::new, |n| n.facts.name.clone());
         self.count_attempt(&key, index);
         self.event(EventKind::CopyPlaced, &subject, &format!("release {release} placed on {name}"), None);
+    }
+
+    /// The row of the deployment names it from now on, so that no other is ever placed for it.
+    fn place_release_step(&mut self, placement: Placement) -> bool {
+        let Placement { alloc, key, release, node, .. } = placement;
+        let Some(workload) = self.state.workloads.get(&key).filter(|w| !w.stopped && w.release == release).cloned() else { return false };
+        let Some(deployment) = self.running_deployment(&workload) else { return false };
+        let (id, spec) = (deployment.id, self.state.release(&key, release).and_then(|r| r.spec.release_step()));
+        let begins = deployment.release == release && deployment.release_step.is_none() && deployment.paused.is_none();
+        let wanted = begins && crate::deployments::is_shut(self.state, &workload, &deployment);
+        let fits = spec.is_some_and(|spec| scheduler::fits(self.state, node, &spec, None, self.at).is_ok());
+        if !wanted || !deployment.phase.is_forward() || !fits || self.state.allocs.contains_key(&alloc) {
+            return false;
+        }
+        if let Some(row) = self.state.deployments.get_mut(&id) {
+            Arc::make_mut(row).release_step = Some(alloc);
+        }
+        self.put_copy(alloc, key, RELEASE_SLOT, release, node, vec![]);
         true
     }
 
