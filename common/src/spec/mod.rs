@@ -31,6 +31,7 @@ pub use fields::{explain_field, field, field_names};
 pub use job::{Missed, Overlap, PayloadRule, RunInput, RunOn, Runs, Schedule};
 pub use template::{Detected, template, template_for};
 pub use types::*;
+pub use update::after_circle;
 
 use std::path::PathBuf;
 

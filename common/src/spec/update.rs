@@ -425,8 +425,8 @@ pub(super) fn check(rules: &mut Rules, spec: &WorkloadSpec) {
     }
 }
 
-/// A circle of `after` in one file, as the names along it.
-pub(super) fn cycle<'a>(after: impl Fn(&Name) -> &'a [Name], start: &Name) -> Option<Vec<Name>> {
+/// A circle of `after` through `start`, as the names along it.
+pub fn after_circle<'a>(after: impl Fn(&Name) -> &'a [Name], start: &Name) -> Option<Vec<Name>> {
     let mut path = vec![start.clone()];
     let mut seen = std::collections::BTreeSet::new();
     let mut pending: Vec<(usize, &Name)> = after(start).iter().map(|next| (1, next)).collect();

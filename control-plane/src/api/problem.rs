@@ -232,6 +232,7 @@ impl From<Refusal> for ApiError {
             | Refusal::Stopped(_)
             | Refusal::RunOver(..)
             | Refusal::NoCopies(_)
+            | Refusal::AfterCircle { .. }
             | Refusal::KindChanged { .. } => ApiError::conflict(detail),
         }
     }

@@ -497,4 +497,6 @@ pub enum Refusal {
     KindChanged { key: WorkloadKey, is: Kind },
     #[error("{0} runs on every matching node; it has no number of copies to set")]
     NoCopies(WorkloadKey),
+    #[error("`after` goes in a circle, with what is deployed already: {}", .path.join(" after "))]
+    AfterCircle { path: Vec<String> },
 }

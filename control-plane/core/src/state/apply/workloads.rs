@@ -1,7 +1,7 @@
 //! What users ask of workloads: deploy, restart, scale, stop, remove.
 
-use optimus_common::DeploymentId;
 use optimus_common::spec::Kind;
+use optimus_common::{DeploymentId, Name};
 
 use super::deployments::Begin;
 use super::*;
@@ -24,6 +24,9 @@ impl Step<'_> {
                 return Applied::Refused(Refusal::KindChanged { key: item.key.clone(), is });
             }
         }
+        if let Some(path) = self.circle(&items) {
+            return Applied::Refused(Refusal::AfterCircle { path });
+        }
         let (mut deployments, mut unchanged) = (Vec::new(), Vec::new());
         for item in items {
             let id = item.deployment;
@@ -34,6 +37,22 @@ impl Step<'_> {
             }
         }
         Applied::Deployed { index: self.index, deployments, unchanged }
+    }
+
+    /// A circle of `after` that these would close, also through what other files brought.
+    fn circle(&self, items: &[DeployItem]) -> Option<Vec<String>> {
+        items.iter().filter(|item| !item.spec.update.after.is_empty()).find_map(|item| {
+            let after = |name: &Name| {
+                let key = WorkloadKey { workload: name.clone(), ..item.key.clone() };
+                if let Some(deployed) = items.iter().find(|i| i.key == key) {
+                    return deployed.spec.update.after.as_slice();
+                }
+                let held = self.state.workloads.get(&key).and_then(|w| self.state.release(&key, w.release));
+                held.map_or(&[][..], |release| release.spec.update.after.as_slice())
+            };
+            let path = optimus_common::spec::after_circle(after, &item.key.workload)?;
+            Some(path.iter().map(Name::to_string).collect())
+        })
     }
 
     pub(super) fn deploy_if(&mut self, items: Vec<DeployItem>, revision: u64) -> Applied {
