@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::codec::{self, DecodeError};
 use crate::ids::{AllocId, ClusterId, NodeId, WorkloadKey};
 use crate::reason::{Exit, Reason};
-use crate::spec::WorkloadSpec;
+use crate::spec::{Resources, WorkloadSpec};
 use crate::time::{Span, Timestamp};
 use crate::units::{Bytes, Millicores};
 use crate::usage::{HistoryAnswer, HistoryRequest, Usage, UsageEvery};
@@ -401,6 +401,9 @@ pub struct AllocStatus {
     /// The last lines of output, sent with failures only. At most [`LAST_LINES_MAX`], each at most [`TEXT_MAX`] bytes.
     #[serde(default)]
     pub last_lines: Vec<String>,
+    /// The limits it was started with, or was given since. Unset: an older agent does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Resources>,
 }
 
 impl AllocStatus {
@@ -419,6 +422,7 @@ impl AllocStatus {
             last_exit: None,
             unenforced: vec![],
             last_lines: vec![],
+            limits: None,
         }
     }
 
@@ -492,6 +496,7 @@ mod tests {
             last_exit: Some(exit),
             unenforced: vec![],
             last_lines: vec!["boom".into()],
+            limits: None,
         };
         assert_eq!(Blob::of(&status).open::<AllocStatus>().unwrap(), status);
     }

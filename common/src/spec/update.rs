@@ -176,6 +176,16 @@ pub struct ReleaseStep {
 }
 
 impl WorkloadSpec {
+    /// Whether a copy that runs by this must be started anew to run by `new`. What is left aside takes effect without:
+    /// numbers and waits that only the control plane reads, labels, and limits, which its agent sets as it runs.
+    pub fn must_restart_for(&self, new: &WorkloadSpec) -> bool {
+        let plain = |spec: &WorkloadSpec| {
+            let (update, resources) = (Update::default(), self.resources);
+            WorkloadSpec { copies: None, labels: Default::default(), update, disconnect: None, resources, ..spec.clone() }
+        };
+        plain(self) != plain(new)
+    }
+
     /// How the release command is run: as one try of a job, in the place, with the limits and the environment of a copy.
     /// Unset: there is none.
     pub fn release_step(&self) -> Option<WorkloadSpec> {

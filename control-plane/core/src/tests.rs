@@ -198,6 +198,7 @@ impl World {
             last_exit: None,
             unenforced: vec![],
             last_lines: vec![],
+            limits: None,
         })
     }
 

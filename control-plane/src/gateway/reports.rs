@@ -246,6 +246,7 @@ mod tests {
             last_exit: None,
             unenforced: vec![],
             last_lines: vec![],
+            limits: None,
         }
     }
 

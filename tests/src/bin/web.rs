@@ -24,6 +24,9 @@ fn main() {
         }
         _ => {}
     }
+    // Memory it really uses, in MiB.
+    let held = vec![1u8; var("WEB_HOLD").parse::<usize>().unwrap_or(0) << 20];
+    std::hint::black_box(&held);
     let port = if mode == "wrong-port" { 0 } else { var("PORT").parse().expect("PORT is a port") };
     let listener = TcpListener::bind(("0.0.0.0", port)).expect("the port is free");
     println!("listens on {}", listener.local_addr().expect("a bound socket has an address"));

@@ -151,6 +151,7 @@ impl Agents {
             last_exit: (behaviour == Crash && alloc.run).then_some(exit),
             unenforced: vec![],
             last_lines: vec![],
+            limits: None,
         })
     }
 }

@@ -4,6 +4,7 @@
 
 mod broken;
 mod command;
+mod resize;
 mod support;
 mod traffic;
 mod whole;

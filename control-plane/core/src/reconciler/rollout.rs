@@ -99,9 +99,15 @@ impl Rollout<'_> {
         let crashes = |a: &Arc<Alloc>| {
             a.created_at >= self.deployment.created_at && a.status.as_ref().is_some_and(|s| !s.ready && s.restarts >= most)
         };
+        // Its agent tried: it uses more than the new limits leave it, say.
+        let unfit = |a: &Arc<Alloc>| {
+            let refused = matches!(a.status.as_ref().and_then(|s| s.reason.as_ref()), Some(Reason::LimitNotEnforceable { .. }));
+            refused && a.awaits_limits(&self.aim.target.spec)
+        };
         self.wanted().any(|(slot, _)| {
             let failures = self.state.failures.get(&(self.workload.key.clone(), slot.index));
             slot.next.iter().any(crashes)
+                || slot.next.iter().any(unfit)
                 || failures.is_some_and(|f| {
                     f.release == self.deployment.release && f.count >= RESTARTS_MAX && f.last_at >= self.deployment.created_at
                 })

@@ -69,7 +69,8 @@ impl Slot {
         // The newest first: with a lost node back, what replaced its copy stays.
         for alloc in self.next.iter().rev().filter(|a| answers(state, a)) {
             on_its_way = true;
-            if let Some(since) = ready_since(alloc) {
+            let resized = state.release(&alloc.key, alloc.release).is_none_or(|release| !alloc.awaits_limits(&release.spec));
+            if let Some(since) = ready_since(alloc).filter(|_| resized) {
                 let at = super::over_at(since, min_ready, now);
                 if now >= at {
                     return Stage::Settled { keep: alloc.clone() };

@@ -1,6 +1,7 @@
 //! What follows from a copy's row alone.
 
 use optimus_common::protocol::{Phase, RELEASE_SLOT};
+use optimus_common::spec::WorkloadSpec;
 
 use super::Alloc;
 
@@ -19,6 +20,11 @@ impl Alloc {
     /// A release command is never ready: nothing is to be sent to it.
     pub fn is_ready(&self) -> bool {
         !self.is_release_step() && self.status.as_ref().is_some_and(|s| s.ready && s.phase == Phase::Running)
+    }
+    /// It runs, but not with the limits of `spec`: its agent has not changed them yet, or cannot.
+    pub fn awaits_limits(&self, spec: &WorkloadSpec) -> bool {
+        let told = self.status.as_ref().filter(|s| s.phase == Phase::Running).and_then(|s| s.limits);
+        told.is_some_and(|limits| limits != spec.resources)
     }
     /// It is on its way out: to be stopped once nobody asks it any more, or to move to another node.
     pub fn is_leaving(&self) -> bool {

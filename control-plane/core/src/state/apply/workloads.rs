@@ -157,6 +157,43 @@ impl Step<'_> {
         self.done()
     }
 
+    pub(super) fn resize(&mut self, key: WorkloadKey, limits: NewLimits, copies: Option<u32>, deployment: DeploymentId) -> Applied {
+        let mut workload = match self.changeable(&key) {
+            Ok(workload) => workload,
+            Err(refusal) => return Applied::Refused(refusal),
+        };
+        if copies.is_some_and(|copies| copies > COPIES_MAX) {
+            return too_many("copies", u64::from(COPIES_MAX));
+        }
+        if workload.stopped {
+            return Applied::Refused(Refusal::Stopped(key));
+        }
+        let cannot = |why: &str| Applied::Refused(Refusal::CannotSteer { key: key.clone(), why: why.into() });
+        let Some(current) = self.state.release(&key, workload.release).filter(|r| r.spec.kind == Kind::Service).cloned() else {
+            return cannot("only the copies of a service are resized as they run; deploy it with other limits");
+        };
+        let resources = limits.of(current.spec.resources);
+        if resources == current.spec.resources {
+            return match copies {
+                Some(copies) => self.scale(key, copies, deployment),
+                None => self.unchanged(),
+            };
+        }
+        if self.running_deployment(&workload).is_some() {
+            return cannot("one is under way; when it has ended, or was aborted, its copies can be resized");
+        }
+        let number = workload.newest + 1;
+        let spec =
+            Arc::new(optimus_common::spec::WorkloadSpec { resources, copies: copies.or(current.spec.copies), ..(*current.spec).clone() });
+        let release = Release { number, spec, source: None, created_at: self.at, fresh: false, ..Release::clone(&current) };
+        self.state.releases.insert((key.clone(), number), Arc::new(release));
+        let (from, from_copies) = (workload.stable, workload.copies);
+        workload.copies = copies.unwrap_or(workload.copies);
+        self.start_deployment(&mut workload, Begin { id: deployment, release: number, from, from_copies, trigger: "resize" });
+        self.put_workload(workload);
+        self.done()
+    }
+
     pub(super) fn stop_workload(&mut self, key: WorkloadKey) -> Applied {
         let mut workload = match self.changeable(&key) {
             Ok(workload) => workload,
