@@ -270,6 +270,7 @@ mod tests {
             steps: vec![],
             paused: false,
             release_step: None,
+            traffic: None,
             promoted: true,
         }
     }

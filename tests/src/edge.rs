@@ -11,10 +11,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::api_client::ApiClient;
-use crate::router::{Endpoint, EndpointSet, Router};
+use crate::router::{Counts, Endpoint, EndpointSet, Router};
 
 /// How long an answer without news is waited for.
 const WAIT: Duration = Duration::from_secs(20);
+/// Longest time between two acknowledgements: they tell what was counted.
+const COUNTS_EVERY: Duration = Duration::from_millis(500);
 /// Pause after a server that did not answer.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -57,7 +59,7 @@ impl Edge {
         let (take, taken) = watch::channel(0);
         let mut tasks = JoinSet::new();
         tasks.spawn(Follow { api: api.clone(), routers: routers.clone(), see, take }.run());
-        tasks.spawn(Tell { api, name: name.to_owned(), taken, ack, hold, acks: 0 }.run());
+        tasks.spawn(Tell { api, name: name.to_owned(), routers: routers.clone(), taken, ack, hold, acks: 0 }.run());
         Ok(Edge { routers, seen, acked, held, _tasks: tasks })
     }
 
@@ -129,6 +131,7 @@ impl Follow {
 struct Tell {
     api: ApiClient,
     name: String,
+    routers: BTreeMap<String, Arc<Router>>,
     taken: watch::Receiver<u64>,
     ack: watch::Sender<(u64, Option<Instant>)>,
     hold: watch::Receiver<bool>,
@@ -137,8 +140,10 @@ struct Tell {
 
 impl Tell {
     async fn run(mut self) {
-        while self.taken.changed().await.is_ok() {
-            while self.turn().await.is_err() {
+        // At news, and now and then to tell what was counted.
+        while !matches!(tokio::time::timeout(COUNTS_EVERY, self.taken.changed()).await, Ok(Err(_))) {
+            while let Err(error) = self.turn().await {
+                eprintln!("{} could not say what it has taken on: {error:#}", self.name);
                 tokio::time::sleep(AGAIN).await;
             }
         }
@@ -148,7 +153,14 @@ impl Tell {
         self.hold.wait_for(|held| !held).await?;
         let index = *self.taken.borrow_and_update();
         self.acks += 1;
-        let (key, body) = (format!("{}-{}", self.name, self.acks), json!({ "router": self.name, "generation": index }));
+        let counts = self.routers.values().flat_map(|router| router.take_counts());
+        let traffic: Vec<Value> = counts
+            .map(|(alloc, Counts { requests, errors, latency })| {
+                json!({ "alloc": alloc, "requests": requests, "errors": errors, "latency": latency })
+            })
+            .collect();
+        let body = json!({ "router": self.name, "generation": index, "traffic": traffic });
+        let key = format!("{}-{}", self.name, self.acks);
         let answer = self.api.post(0, "/v1/endpoints/acks", &key, &body, WAIT).await?;
         anyhow::ensure!(answer.is_success(), "{}: {}", answer.status, answer.body);
         self.ack.send_replace((index, Some(Instant::now())));

@@ -18,6 +18,7 @@ use optimus_common::spec::{self, Context, WorkloadSpec};
 use optimus_common::{
     AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, RunId, Span, Timestamp, TokenId, WorkloadKey,
 };
+use optimus_core::deployments::analysis::Sample;
 use optimus_core::state::command::*;
 use optimus_core::state::{Due, Member, Proposal, RotationPhase, RunPhase, SkipReason, State};
 use optimus_tests::harness::repo_root;
@@ -149,6 +150,14 @@ fn commands() -> Vec<(&'static str, Command)> {
                 deployment,
             },
         ),
+        (
+            "count_traffic",
+            Command::CountTraffic {
+                router: "edge-1".into(),
+                generation: 300,
+                counts: vec![(alloc, Sample { requests: 9, errors: 1, latency: vec![3, 5] })],
+            },
+        ),
         ("ack_endpoints", Command::AckEndpoints { router: "edge-1".into(), generation: 300 }),
         ("steer", Command::Steer { key: key(), act: Steering::RollBack { to: Some(1) }, why: Some("slow".into()), deployment }),
         ("plan_migrate", Command::Plan(Plan { migrate: vec![alloc], ..Plan::default() })),
@@ -220,6 +229,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::MemberClock { .. } => "member_clock",
         Command::Steer { .. } => "steer",
         Command::Resize { .. } => "resize",
+        Command::CountTraffic { .. } => "count_traffic",
         Command::AckEndpoints { .. } => "ack_endpoints",
         Command::DeployIf { .. } => "deploy_if",
         Command::StartRun(_) => "start_run",

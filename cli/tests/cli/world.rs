@@ -217,6 +217,7 @@ pub fn deployment(n: u128, of: &str, phase: DeploymentPhase, ready: u32) -> Depl
         paused: false,
         promoted: true,
         release_step: None,
+        traffic: None,
     }
 }
 

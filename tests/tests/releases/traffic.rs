@@ -141,6 +141,28 @@ async fn canaries_get_their_share_of_ten_thousand_requests() {
     assert_eq!(get(address).await.unwrap(), (200, "v2".into()));
 }
 
+/// Healthy, never restarted, and wrong: only those who route can tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn canaries_that_answer_with_errors_are_rolled_back_by_what_routers_count() {
+    let world = World::new();
+    let canary = "update = { strategy = \"canary\", canary = 1, steps = [{ weight = 50, bake = \"10m\" }] }";
+    let web = |version, mode| Web { mode, ..Web::new("web", 2, version, canary) };
+    world.deploy("web", &[web("v1", "ok")]);
+    world.phase("web", &["done"]).await;
+    let edge = world.edge("edge", &["web"]).await;
+    routed(&edge, "web", 2).await;
+    let pids = world.pids("web");
+    let load = Load::start(edge.router("web").address, 200);
+    world.deploy("web", &[web("v2", "errors")]);
+    let ended = world.phase("web", &["rolled_back"]).await;
+    let why = ended["reason"]["message"].as_str().unwrap();
+    assert!(why.starts_with("100.0 % of ") && why.contains("requests to the new copies failed, 0.0 % of"), "{why}");
+    world.expect_whole("web", &pids, 1, &routed(&edge, "web", 2).await);
+    let sent = load.sent();
+    let faults = load.end().await.len() as u64;
+    assert!(faults > 0 && faults < sent, "{faults} of {sent}");
+}
+
 /// A copy outlives its last acknowledgement that is missing, by two seconds at most.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_stops_when_routers_said_that_they_know() {

@@ -198,9 +198,8 @@ impl<'a> Pass<'a> {
         let moves = Move { pass: self, workload, aim: &aim, room: [true, true], moving: 0, placed: 0 };
         let placed = moves.slots(&slots, &beyond);
         let Some(deployment) = deployment else { return };
-        let (state, findings, now) = (self.state, self.findings, self.now);
-        let rollout =
-            Rollout { state, workload, deployment, aim: &aim, slots: &slots, beyond: &beyond, placed, lacks, gate: &gate, findings, now };
+        let (state, now) = (self.state, self.now);
+        let rollout = Rollout { state, workload, deployment, aim: &aim, slots: &slots, beyond: &beyond, placed, lacks, gate: &gate, now };
         match rollout.judge() {
             Verdict::Steps(steps) => self.outcome.plan.deployments.extend(steps),
             Verdict::Wait(Some(until)) => self.wake(until),

@@ -10,7 +10,7 @@ use optimus_common::spec::Strategy;
 use super::aim::Aim;
 use super::silent;
 use super::slot::{Slot, Stage, answers};
-use crate::deployments::{self, Findings, Gate, RESTARTS_MAX, Survey, Trouble, Verdict};
+use crate::deployments::{self, Gate, RESTARTS_MAX, Survey, Trouble, Verdict};
 use crate::scheduler;
 use crate::state::{Alloc, Deployment, State, Workload};
 use optimus_common::Reason;
@@ -28,7 +28,6 @@ pub(super) struct Rollout<'a> {
     pub placed: u32,
     pub lacks: Option<Reason>,
     pub gate: &'a Gate,
-    pub findings: &'a Findings,
     pub now: Timestamp,
 }
 
@@ -56,7 +55,7 @@ impl Rollout<'_> {
             lacks: self.lacks.clone(),
             gate: self.gate,
             hopeless: self.hopeless(),
-            traffic: self.findings.traffic.get(&self.deployment.id),
+            traffic: Some(&self.deployment.traffic),
             routed: crate::endpoints::acknowledged(self.state, &self.workload.key, self.now),
             trouble: &|| self.worst(),
         };

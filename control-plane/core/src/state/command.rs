@@ -14,6 +14,8 @@ use optimus_common::{
 use serde::{Deserialize, Serialize};
 
 use super::authority::{Member, RotationPhase};
+use crate::deployments::analysis::Sample;
+
 use super::operations::{Due, RunPhase, SkipReason};
 
 /// A command with what makes a retry harmless.
@@ -207,6 +209,12 @@ pub enum Command {
     Rebalance {
         moves: Vec<AllocId>,
     },
+    /// [`Command::AckEndpoints`], with what the router counted since it said so last.
+    CountTraffic {
+        router: String,
+        generation: u64,
+        counts: Vec<(AllocId, Sample)>,
+    },
     /// Other limits for a service: a release that its copies take on as they run.
     Resize {
         key: WorkloadKey,
@@ -313,7 +321,7 @@ impl Command {
     /// The cluster version from which on every server decodes this command; before it, none may propose it.
     pub fn level(&self) -> u32 {
         match self {
-            Command::Resize { .. } => 3,
+            Command::Resize { .. } | Command::CountTraffic { .. } => 3,
             Command::Steer { .. } | Command::AckEndpoints { .. } | Command::DeployIf { .. } => 3,
             Command::Plan(plan) => plan.level(),
             Command::StartRun(_)

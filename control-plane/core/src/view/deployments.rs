@@ -5,6 +5,7 @@ use optimus_common::api::v1 as api;
 use optimus_common::api::v1::{DeploymentPhase, DeploymentStepView, ReasonView};
 use optimus_common::spec::Strategy;
 
+use crate::deployments::analysis::Sample;
 use crate::deployments::{Findings, Gate, gate, preflight};
 use crate::reconciler;
 use crate::state::{Deployment, State};
@@ -34,6 +35,7 @@ pub fn deployment(state: &State, row: &Deployment) -> api::Deployment {
         relapses: _,
         prepared: _,
         release_step,
+        traffic,
     } = row;
     let workload = state.workload(key);
     // While rolling back, what counts is the release it goes back to.
@@ -59,7 +61,12 @@ pub fn deployment(state: &State, row: &Deployment) -> api::Deployment {
         paused: paused.is_some(),
         promoted: *promoted || !row.keeps_old(),
         release_step: *release_step,
+        traffic: (*traffic != Default::default()).then(|| api::TrafficView { new: side(&traffic.new), old: side(&traffic.old) }),
     }
+}
+
+fn side(sample: &Sample) -> api::TrafficSide {
+    api::TrafficSide { requests: sample.requests, errors: sample.errors }
 }
 
 fn steps(state: &State, row: &Deployment, current: u32) -> Vec<DeploymentStepView> {

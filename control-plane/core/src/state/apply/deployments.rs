@@ -54,6 +54,7 @@ impl Step<'_> {
             relapses: 0,
             prepared: scale,
             release_step: None,
+            traffic: Default::default(),
         };
         self.state.insert_deployment(deployment);
         workload.release = release;
@@ -189,8 +190,11 @@ impl Step<'_> {
         let fresh_clock = to > DeploymentPhase::Health || old.phase == DeploymentPhase::Preparing || step != old.step || relapse;
         row.phase = to;
         row.since = Some(at);
-        row.step = step;
+        if step != row.step || weight != row.weight {
+            row.traffic = Default::default(); // compared is what had the same share at the same time
+        }
         row.weight = weight;
+        row.step = step;
         row.prepared = true;
         row.relapses += u32::from(relapse);
         if fresh_clock && row.relapses <= RELAPSES_MAX {

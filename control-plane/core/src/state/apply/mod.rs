@@ -129,6 +129,7 @@ impl Step<'_> {
             Command::MemberCa { member, trusted, signer } => self.member_ca(member, trusted, signer),
             Command::MemberClock { member, skew_ms } => self.member_clock(member, skew_ms),
             Command::AckEndpoints { router, generation } => self.ack_endpoints(router, generation),
+            Command::CountTraffic { router, generation, counts } => self.count_traffic(router, generation, counts),
             Command::Steer { key, act, why, deployment } => self.steer(key, act, why, deployment),
             Command::StartRun(order) => self.start_run(order),
             Command::CancelRun { key, number } => self.cancel_run(key, number),
