@@ -90,7 +90,7 @@ async fn a_deployment_called_off_in_any_phase_leaves_the_old_release_whole() {
     let nodes = world.sandbox.run(&["nodes", "--json"]).expect(0).json();
     let memory = nodes["items"][0]["facts"]["memory"].as_u64().or(nodes["items"][0]["memory"].as_u64()).expect("a node's memory");
     // Two of them do not fit on the node at once.
-    let most = format!("{}M", memory * 6 / 10 >> 20);
+    let most = format!("{}M", (memory * 6 / 10) >> 20);
     let names: Vec<String> = STUCK.iter().map(|s| format!("{}-{}", s.phase, s.strategy)).collect();
     let all: Vec<&str> = names.iter().map(String::as_str).collect();
     let edge = world.edge("edge", &all).await;
