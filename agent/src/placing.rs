@@ -15,8 +15,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use optimus_common::Name;
 use optimus_common::protocol::{DeviceGroup, HostReserve};
+use optimus_common::{Bytes, Millicores, Name};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 
@@ -38,8 +38,23 @@ pub struct Placing {
 struct File {
     pool: Option<Name>,
     labels: BTreeMap<String, String>,
-    reserved: Option<HostReserve>,
+    reserved: Reserved,
     devices: Vec<Vec<String>>,
+}
+
+/// [`HostReserve`] as people write it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Reserved {
+    cpu: Millicores,
+    #[serde(deserialize_with = "size")]
+    memory: Bytes,
+    #[serde(deserialize_with = "size")]
+    disk: Bytes,
+}
+
+fn size<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Bytes, D::Error> {
+    String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
 }
 
 /// Reads the file and asks its commands. Without a file nothing is said.
@@ -63,7 +78,8 @@ pub async fn read(data_dir: &Path) -> io::Result<Placing> {
             Err(error) => tracing::warn!(?command, %error, "a command for devices failed; its devices are not offered"),
         }
     }
-    Ok(Placing { pool, labels, reserved: reserved.unwrap_or_default(), devices })
+    let Reserved { cpu, memory, disk } = reserved;
+    Ok(Placing { pool, labels, reserved: HostReserve { cpu, memory, disk }, devices })
 }
 
 /// Runs one command and reads its answer.

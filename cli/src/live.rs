@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use optimus_common::api::v1::{Allocation, Deployment, DeploymentPhase};
-use optimus_common::protocol::Phase;
+use optimus_common::protocol::{Phase, RELEASE_SLOT};
 use optimus_common::time::Timestamp;
 use optimus_common::{AllocId, DeploymentId};
 
@@ -49,6 +49,7 @@ pub fn stage(copy: &Allocation) -> &'static str {
         Phase::Pending if copy.node.is_none() => "unplaced",
         Phase::Pending => "placed",
         Phase::Starting => "starting",
+        Phase::Running if copy.index == RELEASE_SLOT => "running",
         Phase::Running if copy.ready => "ready",
         Phase::Running => "checking",
         Phase::Backoff => "restarting",
@@ -268,6 +269,8 @@ mod tests {
             weight: None,
             steps: vec![],
             paused: false,
+            release_step: None,
+            traffic: None,
             promoted: true,
         }
     }
@@ -295,6 +298,7 @@ mod tests {
             last_exit: None,
             unenforced: vec![],
             last_lines: vec![],
+            limits: None,
         }
     }
 

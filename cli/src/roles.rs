@@ -102,7 +102,8 @@ pub async fn agent(config: AgentConfig) -> anyhow::Result<()> {
             workload_user,
             address,
             name: Some(name.clone()),
-            cgroup_owner: CGROUP_OWNER.into(),
+            // Two agents of one machine must not take each other's groups for leaked ones.
+            cgroup_owner: format!("{CGROUP_OWNER}-{}", identity.node.short()),
             labels: BTreeMap::new(),
             mock: config.mock,
             container_engine: container_engine(),

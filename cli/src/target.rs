@@ -90,9 +90,12 @@ impl Address {
         Ok(Address { scope: Scope { project, environment }, name: name(last)? })
     }
 
-    /// `web` when the name could be that of copy `web-0`.
+    /// `web` when the name could be that of copy `web-0`, or of its release command, `web-release`.
     fn workload_of_copy(&self) -> Option<Name> {
         let (workload, index) = self.name.as_str().rsplit_once('-')?;
+        if index == "release" {
+            return Name::new(workload).ok(); // its release command
+        }
         let canonical = index == "0" || !index.starts_with('0');
         index.parse::<u32>().ok().filter(|_| canonical)?;
         Name::new(workload).ok()

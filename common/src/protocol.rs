@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::codec::{self, DecodeError};
 use crate::ids::{AllocId, ClusterId, NodeId, WorkloadKey};
 use crate::reason::{Exit, Reason};
-use crate::spec::WorkloadSpec;
+use crate::spec::{Resources, WorkloadSpec};
 use crate::time::{Span, Timestamp};
 use crate::units::{Bytes, Millicores};
 use crate::usage::{HistoryAnswer, HistoryRequest, Usage, UsageEvery};
@@ -481,6 +481,9 @@ pub struct AllocStatus {
     /// The last lines of output, sent with failures only. At most [`LAST_LINES_MAX`], each at most [`TEXT_MAX`] bytes.
     #[serde(default)]
     pub last_lines: Vec<String>,
+    /// The limits it was started with, or was given since. Unset: an older agent does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Resources>,
 }
 
 impl AllocStatus {
@@ -499,10 +502,36 @@ impl AllocStatus {
             last_exit: None,
             unenforced: vec![],
             last_lines: vec![],
+            limits: None,
+        }
+    }
+
+    /// Why it is not well: its reason, unless that only says what it is doing and the end of its last run says more; with
+    /// the last line it printed.
+    pub fn trouble(&self) -> Option<Reason> {
+        let crashed = self.last_exit.as_ref().filter(|exit| !self.ready && self.restarts > 0 && exit.code != Some(0));
+        let reason = match (&self.reason, crashed) {
+            // It has only just been started again: a check that fails now says nothing yet.
+            (None | Some(Reason::Starting | Reason::NotReady { .. }), Some(exit)) => match exit.oom {
+                Some(oom) => Reason::OutOfMemory { exit: exit.clone(), oom },
+                None => Reason::Exited { exit: exit.clone() },
+            },
+            (reason, _) => reason.clone()?,
+        };
+        match self.last_lines.iter().rev().find(|line| !line.trim().is_empty()) {
+            Some(line) if !reason.is_calm() => {
+                let line = line.trim().chars().take(LAST_LINE_MAX).collect();
+                Some(Reason::LastLine { reason: Box::new(reason), line })
+            }
+            _ => Some(reason),
         }
     }
 }
 
+/// The slot of a release command: the copy in it runs once, as that of a job does, and is called `web-release`.
+pub const RELEASE_SLOT: u32 = u32::MAX;
+/// Longest last line in a reason, in characters.
+const LAST_LINE_MAX: usize = 200;
 /// Most log lines that travel with a failure.
 pub const LAST_LINES_MAX: usize = 20;
 
@@ -547,6 +576,7 @@ mod tests {
             last_exit: Some(exit),
             unenforced: vec![],
             last_lines: vec!["boom".into()],
+            limits: None,
         };
         assert_eq!(Blob::of(&status).open::<AllocStatus>().unwrap(), status);
     }

@@ -270,6 +270,17 @@ pub enum Reason {
         node: String,
         why: Refusal,
     },
+    /// The command that runs before the first copy starts is at work.
+    ReleaseCommandRuns {
+        node: String,
+        release: u64,
+    },
+    /// What a copy printed last before it came to this.
+    LastLine {
+        #[schema(no_recursion)]
+        reason: Box<Reason>,
+        line: String,
+    },
     // nodes
     /// The node's container engine does not answer; its copies are shown as last seen.
     EngineDown {
@@ -366,6 +377,8 @@ codes! {
     RELEASE_COMMAND = "OPT-2517", "the release command failed",
         "`release_command` runs once before the first copy of a release starts. It ended badly or took too long, so nothing else was touched.";
     MISSING = "OPT-2518", "something it needs is missing", "The detail says what. The deployment begins when it is there.";
+    RELEASE_COMMAND_RUNS = "OPT-2519", "the release command runs",
+        "`release_command` runs once before the first copy of a release starts; the deployment goes on when it has ended well. Its output: `optimus logs WORKLOAD-release`.";
     RUN_TIMED_OUT = "OPT-2601", "the run took too long",
         "A try of the job's run was stopped because it took longer than `timeout`. Give it more time, or look at its last lines for what it waits for.";
     RUN_ACTIVE = "OPT-2602", "another run is active",
@@ -449,6 +462,8 @@ impl Reason {
             Drained { .. } => &code::DRAINED,
             NotForNode { .. } => &code::NOT_FOR_NODE,
             EngineDown { .. } => &code::ENGINE_DOWN,
+            ReleaseCommandRuns { .. } => &code::RELEASE_COMMAND_RUNS,
+            LastLine { reason, .. } => reason.code(),
         }
     }
 
@@ -457,6 +472,7 @@ impl Reason {
         match self {
             Reason::CrashLoop { last, .. } | Reason::DeadlinePassed { last: Some(last), .. } => last.root(),
             Reason::NothingToGoBackTo { last, .. } => last.root(),
+            Reason::LastLine { reason, .. } => reason.root(),
             other => other,
         }
     }
@@ -478,6 +494,7 @@ impl Reason {
                 | Reason::Baking { .. }
                 | Reason::CalledOff { .. }
                 | Reason::RunActive { .. }
+                | Reason::ReleaseCommandRuns { .. }
                 | Reason::Drained { .. }
                 | Reason::NotForNode { .. }
         )
@@ -651,6 +668,8 @@ impl fmt::Display for Reason {
             Drained { node } => write!(f, "node {node} is being drained"),
             NotForNode { node, why } => write!(f, "not for node {node}: {why}"),
             EngineDown { error } => write!(f, "the node's container engine does not answer: {error}"),
+            ReleaseCommandRuns { node, release } => write!(f, "the release command of release {release} runs on {node}"),
+            LastLine { reason, line } => write!(f, "{reason}; its last line: {line}"),
         }
     }
 }

@@ -226,21 +226,39 @@ impl Sandbox {
 
     /// `optimus agent`, joining with a new token (or coming back when it has joined).
     pub fn agent(&mut self) -> usize {
-        let data = self.path("agent").display().to_string();
         let ports = self.ports();
-        let mut args = vec!["agent", "--data-dir", &data, "--ports", &ports, "--workload-user", "root"];
+        let index = self.start_agent("agent", &ports, &[]);
+        self.wait_up(index, 1);
+        index
+    }
+
+    /// Another agent called `name` on this machine, as the `n`th node. `ports` are a range of its own.
+    pub fn another_agent(&mut self, name: &str, n: usize, ports: &str) -> usize {
+        let index = self.start_agent(name, ports, &["--name", name]);
+        self.wait_up(index, n);
+        index
+    }
+
+    fn start_agent(&mut self, name: &str, ports: &str, more: &[&str]) -> usize {
+        let data = self.path(name).display().to_string();
+        let mut args = vec!["agent", "--data-dir", &data, "--ports", ports, "--workload-user", "root"];
+        args.extend_from_slice(more);
         let token;
-        if !self.path("agent/identity").exists() {
+        if !self.path(name).join("identity").exists() {
             token = self.join_token();
             args.extend_from_slice(&["--join", &token]);
         }
-        let index = self.start("agent", &args);
+        self.start(name, &args)
+    }
+
+    /// Waits until `n` nodes are up, the agent's among them.
+    fn wait_up(&mut self, index: usize, n: usize) {
         wait_for("the node to be up", || {
             assert!(self.processes[index].is_running(), "the agent ended:\n{}", self.processes[index].output());
             let nodes = self.run(&["nodes", "--json"]);
-            (nodes.code == 0 && nodes.json()["items"][0]["phase"] == "up").then_some(())
+            let items = if nodes.code == 0 { nodes.json()["items"].as_array().cloned()? } else { return None };
+            (items.len() == n && items.iter().all(|node| node["phase"] == "up")).then_some(())
         });
-        index
     }
 
     pub fn join_token(&self) -> String {
@@ -297,10 +315,36 @@ impl Drop for Sandbox {
         }
         // Copies outlive their agent by design; here they must not outlive the test.
         let root = self.dir.path().display().to_string();
-        for pid in pids_with(&root) {
+        let left = pids_with(&root);
+        for &pid in &left {
             // SAFETY: plain kill(2).
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
+        let end = Instant::now() + Duration::from_secs(5);
+        while left.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists()) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for owner in self.processes.iter().filter_map(|process| cgroup_owner(&process.output())) {
+            remove_groups(&owner);
+        }
+    }
+}
+
+/// The directory of control groups of an agent, by what it said when it started.
+fn cgroup_owner(output: &str) -> Option<String> {
+    let said = output.lines().find(|line| line.starts_with("Optimus agent "))?;
+    let node: optimus_common::NodeId = said.rsplit(", node ").next()?.trim().parse().ok()?;
+    Some(format!("optimus-{}", node.short()))
+}
+
+/// Removes an agent's directory in every tree of control groups, with the empty groups in it.
+fn remove_groups(owner: &str) {
+    let trees = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path().join(owner));
+    for tree in trees.filter(|tree| tree.is_dir()) {
+        for group in fs::read_dir(&tree).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(group.path());
+        }
+        let _ = fs::remove_dir(&tree);
     }
 }
 

@@ -4,6 +4,7 @@ pub mod api_client;
 pub mod chaos_proxy;
 pub mod cluster;
 pub mod dice;
+pub mod edge;
 pub mod event_stream;
 pub mod fuzz_targets;
 pub mod harness;

@@ -46,6 +46,29 @@ struct Table {
     open: BTreeMap<String, u64>,
     served: BTreeMap<String, u64>,
     failed: Vec<String>,
+    /// Since they were last asked for: requests, faults, and answers by latency, by endpoint.
+    counts: BTreeMap<String, Counts>,
+}
+
+/// What was counted of one endpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub requests: u64,
+    pub errors: u64,
+    /// Below 1 ms, below 2 ms, below 4 ms, and so on.
+    pub latency: Vec<u64>,
+}
+
+impl Counts {
+    fn note(&mut self, took: Duration, failed: bool) {
+        self.requests += 1;
+        self.errors += u64::from(failed);
+        let bucket = (u64::BITS - (took.as_millis() as u64).leading_zeros()).min(31) as usize;
+        if self.latency.len() <= bucket {
+            self.latency.resize(bucket + 1, 0);
+        }
+        self.latency[bucket] += 1;
+    }
 }
 
 impl Table {
@@ -121,6 +144,11 @@ impl Router {
         lock(&self.table).set.generation
     }
 
+    /// Takes what was counted since the last time.
+    pub fn take_counts(&self) -> BTreeMap<String, Counts> {
+        std::mem::take(&mut lock(&self.table).counts)
+    }
+
     /// Requests answered so far, by endpoint.
     pub fn served(&self) -> BTreeMap<String, u64> {
         lock(&self.table).served.clone()
@@ -143,11 +171,14 @@ async fn pass(table: &Mutex<Table>, ended: &watch::Sender<u64>, request: Request
         *table.open.entry(endpoint.id.clone()).or_default() += 1;
         endpoint
     };
+    let began = std::time::Instant::now();
     let answered = ask(endpoint.address, request).await;
     let response = {
         let mut table = lock(table);
         let open = table.open.entry(endpoint.id.clone()).or_default();
         *open = open.saturating_sub(1);
+        let failed = answered.as_ref().map_or(true, |response| response.status().is_server_error());
+        table.counts.entry(endpoint.id.clone()).or_default().note(began.elapsed(), failed);
         match answered {
             Ok(response) => {
                 if response.status().is_server_error() {

@@ -70,6 +70,7 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         last_exit: Some(exit),
         unenforced: vec!["memory".into()],
         last_lines: vec!["boom".into()],
+        limits: None,
     };
     let key =
         WorkloadKey { project: project.project.clone(), environment: project.environment.clone(), workload: Name::new("web").unwrap() };

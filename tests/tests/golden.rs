@@ -18,6 +18,7 @@ use optimus_common::spec::{self, Context, WorkloadSpec};
 use optimus_common::{
     AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, RunId, Span, Timestamp, TokenId, WorkloadKey,
 };
+use optimus_core::deployments::analysis::Sample;
 use optimus_core::state::command::*;
 use optimus_core::state::{Due, Member, Proposal, RotationPhase, RunPhase, SkipReason, State};
 use optimus_core::state::{Layout, Pool, Quota, QuotaKey, Volume, VolumeKey};
@@ -66,6 +67,7 @@ fn status() -> AllocStatus {
         last_exit: Some(exit()),
         unenforced: vec!["cpu: no right".into()],
         last_lines: vec!["boom".into()],
+        limits: None,
     }
 }
 
@@ -141,6 +143,23 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("member_ca", Command::MemberCa { member: Member::Node(node), trusted: 1, signer: 0 }),
         ("member_clock", Command::MemberClock { member: Member::Server(7), skew_ms: Some(-14_000) }),
         ("deploy_if", Command::DeployIf { items: vec![item.clone()], revision: 41 }),
+        (
+            "resize",
+            Command::Resize {
+                key: key(),
+                limits: NewLimits { cpu: Some(Millicores(500)), ..NewLimits::default() },
+                copies: Some(4),
+                deployment,
+            },
+        ),
+        (
+            "count_traffic",
+            Command::CountTraffic {
+                router: "edge-1".into(),
+                generation: 300,
+                counts: vec![(alloc, Sample { requests: 9, errors: 1, latency: vec![3, 5] })],
+            },
+        ),
         ("ack_endpoints", Command::AckEndpoints { router: "edge-1".into(), generation: 300 }),
         ("steer", Command::Steer { key: key(), act: Steering::RollBack { to: Some(1) }, why: Some("slow".into()), deployment }),
         ("plan_migrate", Command::Plan(Plan { migrate: vec![alloc], ..Plan::default() })),
@@ -228,6 +247,8 @@ fn name_of(command: &Command) -> &'static str {
         Command::MemberCa { .. } => "member_ca",
         Command::MemberClock { .. } => "member_clock",
         Command::Steer { .. } => "steer",
+        Command::Resize { .. } => "resize",
+        Command::CountTraffic { .. } => "count_traffic",
         Command::AckEndpoints { .. } => "ack_endpoints",
         Command::DeployIf { .. } => "deploy_if",
         Command::StartRun(_) => "start_run",

@@ -16,7 +16,7 @@ use optimus_common::env::Env;
 use optimus_common::protocol::{AllocStatus, DesiredAlloc, Phase};
 use optimus_common::reason::Reason;
 use optimus_common::spec::{Check, Kind, Probe, WorkloadSpec};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -86,6 +86,9 @@ pub struct Worker {
     alloc: Arc<DesiredAlloc>,
     spec: Arc<WorkloadSpec>,
     stop: CancellationToken,
+    updates: watch::Receiver<Arc<DesiredAlloc>>,
+    /// Why the limits that are wanted now are not in force.
+    unfit: Option<Reason>,
     machine: Machine,
     status: AllocStatus,
     run: Option<Arc<dyn Run>>,
@@ -114,6 +117,7 @@ enum Woke {
     Deadline,
     Look,
     Cleaned,
+    Update,
 }
 
 impl Worker {
@@ -124,6 +128,7 @@ impl Worker {
         alloc: Arc<DesiredAlloc>,
         spec: WorkloadSpec,
         stop: CancellationToken,
+        updates: watch::Receiver<Arc<DesiredAlloc>>,
         record: Option<AllocRecord>,
     ) -> Self {
         let policy = Policy::of(&spec);
@@ -150,6 +155,8 @@ impl Worker {
             alloc,
             spec,
             stop,
+            updates,
+            unfit: None,
             machine,
             status,
             run,
@@ -185,6 +192,7 @@ impl Worker {
                 Woke::Liveness(finding) => self.liveness(finding).await,
                 Woke::Deadline => self.feed(Event::Tick).await,
                 Woke::Look => self.look().await,
+                Woke::Update => self.update().await,
                 Woke::Cleaned => continue,
             }
             self.publish();
@@ -214,6 +222,7 @@ impl Worker {
             finding = async { liveness.as_mut().expect("guarded").recv().await }, if liveness.is_some() && running => Woke::Liveness(finding),
             () = clock.sleep(pause.unwrap_or_default()), if pause.is_some() => Woke::Deadline,
             Some(()) = self.cleaning.next(), if !self.cleaning.is_empty() => Woke::Cleaned,
+            Ok(()) = self.updates.changed() => Woke::Update,
             () = clock.sleep(LOOK_EVERY), if running => Woke::Look,
         }
     }
@@ -228,6 +237,7 @@ impl Worker {
                 tracing::info!(alloc = %self.alloc.id, workload = %self.alloc.key, attempt, pid = run.pid(), "found its run alive");
                 self.feed(Event::Recovered { attempt, up }).await;
                 self.take_run(run, ready);
+                self.fit().await;
             }
             Some(Recovered::Ended { attempt, newest, ended }) => {
                 self.attempt = newest;
@@ -285,6 +295,7 @@ impl Worker {
             Action::Start { attempt } => {
                 self.attempt = attempt;
                 self.running_reason = None;
+                (self.status.limits, self.unfit) = (Some(self.spec.resources), None);
                 let request = StartRequest { alloc: Arc::clone(&self.alloc), spec: Arc::clone(&self.spec), attempt };
                 self.starting = Some(self.driver.start(request));
             }
@@ -324,6 +335,7 @@ impl Worker {
                 tracing::info!(alloc = %self.alloc.id, workload = %self.alloc.key, attempt, pid = run.pid(), "started");
                 self.take_run(run, false);
                 self.feed(Event::Started { attempt }).await;
+                self.fit().await; // wanted otherwise while it started
             }
             Err(StartError { reason, elsewhere }) => {
                 tracing::warn!(alloc = %self.alloc.id, workload = %self.alloc.key, %reason, elsewhere, "failed to start");
@@ -436,6 +448,7 @@ impl Worker {
 
     async fn ended(&mut self, ended: Ended) {
         let attempt = self.attempt;
+        let ended = ended.with_limit(self.status.limits.map(|limits| limits.memory_limit));
         self.run = None;
         self.probes = None;
         if let Some(metrics) = &self.ctx.metrics {
@@ -478,8 +491,46 @@ impl Worker {
         }
     }
 
-    /// Is output being lost, or something else the driver can tell?
+    /// It is to go on under another release: what needs no restart is changed as it runs.
+    async fn update(&mut self) {
+        let next = self.updates.borrow_and_update().clone();
+        match next.spec() {
+            Ok(spec) if self.spec.must_restart_for(&spec) => {
+                tracing::error!(alloc = %self.alloc.id, workload = %self.alloc.key, "its spec changed under the same id: what runs is kept as it was started");
+            }
+            Ok(spec) => {
+                (self.alloc, self.spec) = (next, Arc::new(spec));
+                self.fit().await;
+            }
+            Err(error) => tracing::error!(alloc = %self.alloc.id, workload = %self.alloc.key, %error, "cannot read its new spec"),
+        }
+    }
+
+    /// Gives the run the limits that are wanted now, if it has others.
+    async fn fit(&mut self) {
+        let wanted = self.spec.resources;
+        if self.status.limits.is_none_or(|limits| limits == wanted) {
+            (self.status.limits, self.unfit) = (Some(wanted), None);
+            return;
+        }
+        let Some(run) = self.run.clone() else { return }; // its next start takes them
+        match self.driver.resize(self.alloc.id, run.attempt(), wanted).await {
+            Ok(()) => {
+                tracing::info!(alloc = %self.alloc.id, workload = %self.alloc.key, limits = ?wanted, "resized as it runs");
+                (self.status.limits, self.unfit) = (Some(wanted), None);
+            }
+            Err(reason) => {
+                tracing::warn!(alloc = %self.alloc.id, workload = %self.alloc.key, %reason, "keeps the limits it has");
+                self.unfit = Some(reason);
+            }
+        }
+    }
+
+    /// Is output being lost, or something else the driver can tell? Can it be given its limits by now?
     async fn look(&mut self) {
+        if self.unfit.is_some() {
+            self.fit().await;
+        }
         let Some(run) = self.run.clone() else { return };
         match run.trouble() {
             Some(trouble) => self.running_reason = Some(trouble),
@@ -512,7 +563,7 @@ impl Worker {
             // Not wished to be stopped: the next agent finds the ended run and starts it again.
             return self.ctx.ledger.record(self.alloc.id, None);
         }
-        let (phase, reason) = status::describe(self.machine.state(), self.running_reason.clone());
+        let (phase, reason) = status::describe(self.machine.state(), self.running_reason.clone().or_else(|| self.unfit.clone()));
         self.status.phase = phase;
         self.status.reason = reason;
         self.status.restarts = self.attempt.saturating_sub(1 + self.skipped);

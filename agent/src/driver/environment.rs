@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use optimus_common::protocol::DesiredAlloc;
+use optimus_common::protocol::{DesiredAlloc, RELEASE_SLOT};
 use optimus_common::spec::WorkloadSpec;
 
 use super::users::User;
@@ -49,7 +49,9 @@ pub fn build(
         set(&format!("PORT_{}", name.to_ascii_uppercase().replace('-', "_")), port.to_string());
     }
     set("OPTIMUS_ALLOC", alloc.id.to_string());
-    set("OPTIMUS_INDEX", alloc.index.to_string());
+    if alloc.index != RELEASE_SLOT {
+        set("OPTIMUS_INDEX", alloc.index.to_string());
+    }
     set("OPTIMUS_PROJECT", alloc.key.project.to_string());
     set("OPTIMUS_ENVIRONMENT", alloc.key.environment.to_string());
     set("OPTIMUS_WORKLOAD", alloc.key.workload.to_string());

@@ -8,6 +8,7 @@ use std::time::Duration;
 use optimus_common::AllocId;
 use optimus_common::env::Env;
 use optimus_common::reason::{Exit, Reason};
+use optimus_common::spec::Resources;
 use optimus_common::time::{Span, Timestamp};
 use tokio::sync::watch;
 
@@ -149,6 +150,9 @@ impl Driver for Mock {
     }
     fn sweep(&self, _keep: BTreeSet<AllocId>) -> Boxed<'static, ()> {
         Box::pin(async {})
+    }
+    fn resize(&self, _alloc: AllocId, _attempt: u32, _resources: Resources) -> Boxed<'static, Result<(), Reason>> {
+        Box::pin(async { Ok(()) })
     }
     fn clean_up(&self, _alloc: AllocId, _attempt: u32) -> Boxed<'static, ()> {
         Box::pin(async {})

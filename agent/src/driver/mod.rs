@@ -17,7 +17,7 @@ use std::time::Duration;
 use optimus_common::AllocId;
 use optimus_common::protocol::DesiredAlloc;
 use optimus_common::reason::Reason;
-use optimus_common::spec::WorkloadSpec;
+use optimus_common::spec::{Resources, WorkloadSpec};
 use optimus_common::time::{Span, Timestamp};
 use optimus_common::units::Bytes;
 
@@ -67,6 +67,15 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// An out-of-memory end names the limit in force, which may be another than it was started with.
+    pub fn with_limit(mut self, limit: Option<Bytes>) -> Self {
+        if let (Reason::OutOfMemory { oom, exit }, Some(limit)) = (&mut self.reason, limit) {
+            oom.limit = limit;
+            exit.oom = Some(*oom);
+        }
+        self
+    }
+
     pub fn exit(&self) -> Option<&optimus_common::reason::Exit> {
         match &self.reason {
             Reason::Exited { exit } | Reason::OutOfMemory { exit, .. } => Some(exit),
@@ -124,6 +133,8 @@ pub trait Driver: Send + Sync + 'static {
     fn reap(&self, alloc: AllocId, attempt: u32) -> Boxed<'static, ()>;
     /// Kills and removes whatever exists here of allocations not in `keep`, left by a crash.
     fn sweep(&self, keep: BTreeSet<AllocId>) -> Boxed<'static, ()>;
+    /// Sets other limits on a run as it is. On an error those of before are in force; the reason says what is in the way.
+    fn resize(&self, alloc: AllocId, attempt: u32, resources: Resources) -> Boxed<'static, Result<(), Reason>>;
     /// Removes what is kept of an ended attempt besides its output (limits, private files).
     fn clean_up(&self, alloc: AllocId, attempt: u32) -> Boxed<'static, ()>;
 }

@@ -37,6 +37,7 @@ fn record(n: u128) -> AllocRecord {
         last_exit: None,
         unenforced: vec![],
         last_lines: vec![],
+        limits: None,
     };
     AllocRecord { attempt: 3, row: 2, skipped: 0, status }
 }

@@ -39,6 +39,8 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 /// An allocation this node holds.
 struct Handle {
     alloc: Arc<DesiredAlloc>,
+    /// What is wanted of it now.
+    update: watch::Sender<Arc<DesiredAlloc>>,
     stop: CancellationToken,
     ended: Arc<AtomicBool>,
 }
@@ -188,15 +190,16 @@ impl Manager {
         if !run {
             stop.cancel();
         }
-        let handle = Handle { alloc: Arc::clone(&alloc), stop: stop.clone(), ended: Arc::clone(&ended) };
+        let (update, updates) = watch::channel(Arc::clone(&alloc));
+        let handle = Handle { alloc: Arc::clone(&alloc), update, stop: stop.clone(), ended: Arc::clone(&ended) };
         inner.held.insert(alloc.id, handle);
         inner.orphans.remove(&alloc.id); // its worker finds the run itself
         let record = inner.records.remove(&alloc.id);
         let refusal = match alloc.spec() {
             Ok(spec) => match self.drivers.get(driver_name(&spec.driver)) {
                 Some(driver) => {
-                    self.keep_copy(&alloc);
-                    let worker = Worker::new(Arc::clone(&self.ctx), Arc::clone(driver), alloc, spec, stop, record);
+                    self.keep_copy(&alloc, false);
+                    let worker = Worker::new(Arc::clone(&self.ctx), Arc::clone(driver), alloc, spec, stop, updates, record);
                     let ctx = Arc::clone(&self.ctx);
                     return self.ctx.spawn("alloc", async move {
                         worker.run().await;
@@ -220,10 +223,10 @@ impl Manager {
     }
 
     /// Writes the sealed copy a lost ledger is rebuilt from. Not flushed: it is a second line.
-    fn keep_copy(&self, alloc: &DesiredAlloc) {
+    fn keep_copy(&self, alloc: &DesiredAlloc, anew: bool) {
         let dir = alloc_dir(&self.ctx.allocs_dir, alloc.id);
         let path = dir.join(ALLOC_FILE);
-        if path.exists() {
+        if !anew && path.exists() {
             return;
         }
         let bytes = self.sealer.seal(crate::ledger::KIND_DESIRED, alloc.id, alloc);
@@ -259,8 +262,8 @@ impl Manager {
             for alloc in allocs {
                 let before = inner.wanted.allocs.get(&alloc.id);
                 if before.is_none_or(|b| **b != alloc) {
-                    if before.is_some_and(|b| b.spec != alloc.spec || b.ports != alloc.ports) {
-                        tracing::error!(alloc = %alloc.id, workload = %alloc.key, "its spec changed under the same id: what runs is kept as it was started");
+                    if before.is_some_and(|b| b.ports != alloc.ports) {
+                        tracing::error!(alloc = %alloc.id, workload = %alloc.key, "its ports changed under the same id: what runs is kept as it was started");
                     }
                     put.push(alloc.clone());
                 }
@@ -275,6 +278,13 @@ impl Manager {
             let mut inner = self.lock();
             let mut orphans = std::mem::take(&mut inner.orphans);
             orphans.retain(|id, _| !allocs.contains_key(id));
+            for (id, wanted) in &allocs {
+                if let Some(held) = inner.held.get_mut(id).filter(|h| h.alloc.spec != wanted.spec || h.alloc.release != wanted.release) {
+                    held.alloc = Arc::clone(wanted);
+                    held.update.send_replace(Arc::clone(wanted));
+                    self.keep_copy(wanted, true);
+                }
+            }
             inner.wanted = Wanted { generation, allocs };
             orphans
         };

@@ -1,7 +1,7 @@
 //! `optimus deployments`
 
 use optimus_common::DeploymentId;
-use optimus_common::api::v1::{Deployment, DeploymentPhase, Page};
+use optimus_common::api::v1::{Deployment, DeploymentPhase, Page, TrafficSide, TrafficView};
 
 use crate::args::Global;
 use crate::commands::{ScopeArgs, Session};
@@ -127,6 +127,10 @@ async fn show(session: &Session, id: DeploymentId) -> Result<(), Failure> {
     terminal.line(&format!("strategy  {}", deployment.strategy))?;
     for (n, step) in deployment.steps.iter().enumerate() {
         terminal.line(&format!("step {}    {} % for {}: {}", n + 1, step.weight, step.bake, step.status))?;
+    }
+    if let Some(TrafficView { new, old }) = deployment.traffic {
+        let said = |side: TrafficSide| format!("{} requests, {} failed", side.requests, side.errors);
+        terminal.line(&format!("traffic   new: {}; old: {}", said(new), said(old)))?;
     }
     if let Some(reason) = &deployment.reason {
         terminal.line(&format!("reason    {} ({})", printable(&reason.message), reason.code))?;

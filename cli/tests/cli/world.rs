@@ -216,6 +216,8 @@ pub fn deployment(n: u128, of: &str, phase: DeploymentPhase, ready: u32) -> Depl
         steps: vec![],
         paused: false,
         promoted: true,
+        release_step: None,
+        traffic: None,
     }
 }
 
@@ -242,6 +244,7 @@ pub fn copy(of: &str, index: u32, phase: Phase, ready: bool) -> Allocation {
         last_exit: None,
         unenforced: vec![],
         last_lines: vec![],
+        limits: None,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::ids::{AllocId, ClusterId, NodeId, WorkloadKey};
 use crate::join_token::Role;
 use crate::protocol::Phase;
 use crate::reason::{Exit, Reason};
-use crate::spec::{ProjectSpec, WorkloadSpec};
+use crate::spec::{ProjectSpec, Resources, WorkloadSpec};
 use crate::time::{Span, Timestamp};
 use crate::units::{Bytes, Millicores};
 
@@ -216,6 +216,9 @@ pub struct Allocation {
     pub unenforced: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_lines: Vec<String>,
+    /// The limits in force, as its agent says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Resources>,
 }
 
 /// `GET /v1/.../allocations/{name}:explain`: why a copy is as it is.
@@ -291,7 +294,16 @@ pub struct Event {
 /// `POST .../workloads/{name}:scale`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ScaleRequest {
-    pub copies: u32,
+    /// How many copies. Unset: as many as now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copies: Option<u32>,
+    /// Cores of each copy, changed as it runs; likewise the other limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Millicores>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_request: Option<Bytes>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<Bytes>,
 }
 
 /// Answer to scale, restart, stop and remove.

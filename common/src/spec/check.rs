@@ -54,16 +54,13 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
         if !spec.secrets.is_empty() {
             add("secrets", "giving secrets to a workload");
         }
-        if spec.update.release.is_some() {
-            add("release_command", "a release command");
-        }
     }
     errors
 }
 
 /// Why a workload of the file could never begin: it comes after itself, directly or by others of the file.
 pub(super) fn circle(workloads: &std::collections::BTreeMap<Name, WorkloadSpec>, name: &Name) -> Option<String> {
-    let path = super::update::cycle(|name| workloads.get(name).map_or(&[], |spec| spec.update.after.as_slice()), name)?;
+    let path = super::update::after_circle(|name| workloads.get(name).map_or(&[], |spec| spec.update.after.as_slice()), name)?;
     let path: Vec<&str> = path.iter().map(Name::as_str).collect();
     Some(format!("`after` goes in a circle: {}", path.join(" after ")))
 }

@@ -104,10 +104,10 @@ fields! {
     "update.auto_rollback", "true or false", "true", "update = { auto_rollback = false }", true, "Whether the release that ran before comes back when the new one fails. Otherwise everything stays as it is, to be looked at.";
     "after", "a list of workloads", "none", "after = [\"db\"]", true,
         "A deployment begins only when these workloads of the same environment are ready.";
-    "release_command", "a command line, or a table of `run` and `timeout`", "none", "release_command = \"python3 manage.py migrate\"", false,
+    "release_command", "a command line, or a table of `run` and `timeout`", "none", "release_command = \"python3 manage.py migrate\"", true,
         "Runs once per deployment, on one node, before the first copy of the new release starts. If it fails, so does the deployment, and nothing else was touched.";
-    "release_command.run", "a command line, or a list of strings", "none", "release_command = { run = \"./migrate\", timeout = \"1h\" }", false, "What to run.";
-    "release_command.timeout", "a duration, at most 24h", "10m", "release_command = { run = \"./migrate\", timeout = \"1h\" }", false, "Longest time it may take.";
+    "release_command.run", "a command line, or a list of strings", "none", "release_command = { run = \"./migrate\", timeout = \"1h\" }", true, "What to run.";
+    "release_command.timeout", "a duration, at most 24h", "10m", "release_command = { run = \"./migrate\", timeout = \"1h\" }", true, "Longest time it may take.";
     "disconnect", "a table", "none: copies of a silent node are lost at once", "disconnect = { lost_after = \"10m\" }", true,
         "What happens to copies on a node that does not answer. They are replaced at once; so long they may take up their place again.";
     "disconnect.lost_after", "a duration", "required", "disconnect = { lost_after = \"10m\" }", true, "From then on such a copy is lost: it stops when its node is back.";

@@ -36,6 +36,7 @@ pub use job::{Missed, Overlap, PayloadRule, RunInput, RunOn, Runs, Schedule};
 pub use placement::{Affinity, Attribute, Constraint, DeviceAsk, NodeField, Placement, Spread};
 pub use template::{Detected, template, template_for};
 pub use types::*;
+pub use update::after_circle;
 
 use std::path::PathBuf;
 

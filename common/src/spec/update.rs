@@ -175,6 +175,26 @@ pub struct ReleaseStep {
     pub timeout: Span,
 }
 
+impl WorkloadSpec {
+    /// Whether a copy that runs by this must be started anew to run by `new`. What is left aside takes effect without:
+    /// numbers and waits that only the control plane reads, labels, and limits, which its agent sets as it runs.
+    pub fn must_restart_for(&self, new: &WorkloadSpec) -> bool {
+        let plain = |spec: &WorkloadSpec| {
+            let (update, resources) = (Update::default(), self.resources);
+            WorkloadSpec { copies: None, labels: Default::default(), update, disconnect: None, resources, ..spec.clone() }
+        };
+        plain(self) != plain(new)
+    }
+
+    /// How the release command is run: as one try of a job, in the place, with the limits and the environment of a copy.
+    /// Unset: there is none.
+    pub fn release_step(&self) -> Option<WorkloadSpec> {
+        let ReleaseStep { run, timeout } = self.update.release.clone()?;
+        let (health, update) = (super::types::Health { readiness: None, liveness: None }, Update::default());
+        Some(WorkloadSpec { kind: super::types::Kind::Job, run, timeout: Some(timeout), ports: vec![], health, update, ..self.clone() })
+    }
+}
+
 /// What happens to copies on a node that does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Disconnect {
@@ -408,14 +428,15 @@ pub(super) fn check(rules: &mut Rules, spec: &WorkloadSpec) {
         rules.want((Span::secs(1)..=DAY).contains(timeout), "release_command", || {
             "the timeout of `release_command` must be from 1s to 24h".into()
         });
+        rules.want(spec.kind == super::types::Kind::Service, "release_command", || "only a service has a `release_command`".into());
     }
     if let Some(Disconnect { lost_after, keep: _ }) = &spec.disconnect {
         rules.want(*lost_after <= WAIT_MAX, "disconnect.lost_after", || "`disconnect.lost_after` is at most a week".into());
     }
 }
 
-/// A circle of `after` in one file, as the names along it.
-pub(super) fn cycle<'a>(after: impl Fn(&Name) -> &'a [Name], start: &Name) -> Option<Vec<Name>> {
+/// A circle of `after` through `start`, as the names along it.
+pub fn after_circle<'a>(after: impl Fn(&Name) -> &'a [Name], start: &Name) -> Option<Vec<Name>> {
     let mut path = vec![start.clone()];
     let mut seen = std::collections::BTreeSet::new();
     let mut pending: Vec<(usize, &Name)> = after(start).iter().map(|next| (1, next)).collect();

@@ -21,6 +21,7 @@ mod drains;
 mod fleet;
 mod kinds;
 mod properties;
+mod release_step;
 mod rollouts;
 mod routing;
 
@@ -76,13 +77,22 @@ struct World {
     seq: u64,
     /// By release; ready unless scripted.
     behaviour: BTreeMap<u64, Behaviour>,
+    /// How release commands end; unset: they do not.
+    command_ends: Option<i32>,
     log: Vec<(u64, Proposal)>,
 }
 
 impl World {
     fn new(nodes: usize) -> Self {
-        let mut world =
-            World { state: State::default(), now: Timestamp(1_000_000), ids: 0, seq: 0, behaviour: BTreeMap::new(), log: vec![] };
+        let mut world = World {
+            state: State::default(),
+            now: Timestamp(1_000_000),
+            ids: 0,
+            seq: 0,
+            behaviour: BTreeMap::new(),
+            command_ends: Some(0),
+            log: vec![],
+        };
         world.apply(Command::CreateCluster { id: ClusterId(id(1)), ca_certificate: vec![], ca_key_sealed: vec![] });
         let server = ServerFacts { name: "s".into(), address: "h:1".into(), api: "h:2".into(), version: "1".into(), level: LEVEL };
         world.apply(Command::AdmitServer { token: None, server, key_fingerprint: vec![1] });
@@ -153,6 +163,9 @@ impl World {
     fn obey(&mut self, alloc: &Alloc) -> Option<AllocStatus> {
         let behaviour = self.behaviour.get(&alloc.release).copied().unwrap_or(Behaviour::Ready);
         let old = alloc.status.as_deref();
+        if alloc.is_release_step() {
+            return self.obey_command(alloc);
+        }
         let (phase, ready, restarts, reason) = match (alloc.run, behaviour) {
             (false, _) => (Phase::Stopped, false, 0, None),
             (true, Behaviour::Ready) => (Phase::Running, true, 0, None),
@@ -186,7 +199,23 @@ impl World {
             last_exit: None,
             unenforced: vec![],
             last_lines: vec![],
+            limits: None,
         })
+    }
+
+    fn obey_command(&mut self, alloc: &Alloc) -> Option<AllocStatus> {
+        let exit = |code| Exit { code: Some(code), signal: None, oom: None, at: self.now, ran_for: Span(5) };
+        let (phase, reason) = match (alloc.phase().is_terminal(), alloc.run, self.command_ends) {
+            (true, ..) => return None,
+            (_, false, _) => (Phase::Stopped, Some(Reason::StopRequested)),
+            (.., None) if alloc.phase() == Phase::Running => return None,
+            (.., None) => (Phase::Running, None),
+            (.., Some(0)) => (Phase::Stopped, Some(Reason::Exited { exit: exit(0) })),
+            (.., Some(code)) => (Phase::Failed, Some(Reason::Exited { exit: exit(code) })),
+        };
+        self.seq += 1;
+        let last_lines = if phase == Phase::Failed { vec!["no such table".into()] } else { vec![] };
+        Some(AllocStatus { seq: self.seq, phase, reason, last_lines, ..AllocStatus::unknown(alloc.id) })
     }
 
     /// Lets leader and agents act until nothing changes, a second at a time, for `seconds` at most.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use optimus_common::api::v1 as api;
 use optimus_common::api::v1::{NodePhase, ReasonView, WorkloadPhase};
 use optimus_common::protocol::{NodeFacts, Phase};
-use optimus_common::spec::Kind;
+use optimus_common::spec::{Kind, Resources};
 use optimus_common::{Bytes, Millicores, Reason, Timestamp};
 
 use crate::reconciler;
@@ -207,6 +207,7 @@ pub fn allocation(state: &State, row: &Alloc) -> api::Allocation {
         last_exit: status.and_then(|s| s.last_exit.clone()),
         unenforced: status.map(|s| s.unenforced.clone()).unwrap_or_default(),
         last_lines: status.map(|s| s.last_lines.clone()).unwrap_or_default(),
+        limits: status.and_then(|s| s.limits),
     }
 }
 
@@ -401,6 +402,14 @@ pub fn explain_allocation(state: &State, row: &Alloc, now: Timestamp) -> api::Ex
     }
     if let (Some(pid), Some(at)) = (shown.pid, shown.started_at) {
         evidence.push(format!("process {pid} started at {at}, {} ago", whole_seconds(now.since(at))));
+    }
+    if let Some(Resources { cpu, memory_limit, .. }) = row.status.as_ref().and_then(|s| s.limits) {
+        let wanted = state.release(&row.key, row.release).filter(|release| row.awaits_limits(&release.spec));
+        let late = wanted.map_or_else(String::new, |release| {
+            let Resources { cpu, memory_limit, .. } = release.spec.resources;
+            format!("; release {} asks for {cpu} cores and {}", release.number, memory_limit.human())
+        });
+        evidence.push(format!("it may use {cpu} cores and {} of memory{late}", memory_limit.human()));
     }
     if shown.restarts > 0 {
         evidence.push(format!("restarted {} {}", shown.restarts, if shown.restarts == 1 { "time" } else { "times" }));

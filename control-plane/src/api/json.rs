@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_named() {
-        assert_eq!(parse::<ScaleRequest>(br#"{"copies":3}"#).unwrap().copies, 3);
+        assert_eq!(parse::<ScaleRequest>(br#"{"copies":3}"#).unwrap().copies, Some(3));
         let error = parse::<ScaleRequest>(br#"{"copies":3,"cop/ies":4}"#).unwrap_err();
         assert_eq!(error.status.as_u16(), 422);
         assert_eq!(error.errors[0].pointer, "/cop~1ies");

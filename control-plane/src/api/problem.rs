@@ -237,6 +237,7 @@ impl From<Refusal> for ApiError {
             | Refusal::Stopped(_)
             | Refusal::RunOver(..)
             | Refusal::NoCopies(_)
+            | Refusal::AfterCircle { .. }
             | Refusal::KindChanged { .. } => ApiError::conflict(detail),
         }
     }

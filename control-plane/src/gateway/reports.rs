@@ -247,6 +247,7 @@ mod tests {
             last_exit: None,
             unenforced: vec![],
             last_lines: vec![],
+            limits: None,
         }
     }
 

@@ -81,8 +81,9 @@ impl Agents {
         if !alloc.run || alloc.phase().is_terminal() {
             return None;
         }
+        let name = if alloc.is_release_step() { alloc.name() } else { alloc.key.workload.to_string() };
         let began = *self.began.entry(alloc.id).or_insert(now);
-        let (takes, code) = self.work.get(alloc.key.workload.as_str()).copied().unwrap_or((Span::secs(5), 0));
+        let (takes, code) = self.work.get(&name).copied().unwrap_or((Span::secs(5), 0));
         if now < began + takes {
             return None;
         }
@@ -150,6 +151,7 @@ impl Agents {
             last_exit: (behaviour == Crash && alloc.run).then_some(exit),
             unenforced: vec![],
             last_lines: vec![],
+            limits: None,
         })
     }
 }

@@ -192,7 +192,9 @@ impl World {
         let nodes: Vec<NodeId> = self.state.nodes.values().filter(|n| n.up).map(|n| n.id).collect();
         for node in nodes {
             let held: Vec<Arc<Alloc>> = reconciler::desired_allocs(&self.state, node).cloned().collect();
-            let is_job = |alloc: &Alloc| self.state.release(&alloc.key, alloc.release).is_some_and(|r| r.spec.kind == Kind::Job);
+            let is_job = |alloc: &Alloc| {
+                alloc.is_release_step() || self.state.release(&alloc.key, alloc.release).is_some_and(|r| r.spec.kind == Kind::Job)
+            };
             let statuses: Vec<_> = held.iter().filter_map(|alloc| self.agents.obey(alloc, is_job(alloc), self.now)).collect();
             if !statuses.is_empty() {
                 any = true;
@@ -258,7 +260,7 @@ impl World {
 
     /// The copies of a workload that should run.
     pub fn running(&self, name: &str) -> anyhow::Result<Vec<Arc<Alloc>>> {
-        Ok(self.state.allocs_of(&key(name)?).filter(|a| a.run).cloned().collect())
+        Ok(self.state.allocs_of(&key(name)?).filter(|a| a.run && !a.is_release_step()).cloned().collect())
     }
 
     /// The copies of a slot (`web-0`), newest last.
@@ -277,7 +279,7 @@ impl World {
     /// Copies that should run, on nodes that answer.
     fn answering(&self, name: &str) -> Vec<Arc<Alloc>> {
         let Ok(key) = key(name) else { return vec![] };
-        let answers = |a: &&Arc<Alloc>| a.run && self.state.nodes.get(&a.node).is_some_and(|n| n.up);
+        let answers = |a: &&Arc<Alloc>| a.run && !a.is_release_step() && self.state.nodes.get(&a.node).is_some_and(|n| n.up);
         self.state.allocs_of(&key).filter(answers).cloned().collect()
     }
 

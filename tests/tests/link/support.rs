@@ -284,6 +284,7 @@ pub fn status(id: AllocId, seq: u64) -> AllocStatus {
         last_exit: None,
         unenforced: vec![],
         last_lines: vec![],
+        limits: None,
     }
 }
 

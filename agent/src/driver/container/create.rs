@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType, MountVolumeOptions, PortBinding, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType, MountVolumeOptions,
+    PortBinding, RestartPolicy, RestartPolicyNameEnum,
 };
 use optimus_common::protocol::DesiredAlloc;
-use optimus_common::spec::{Container, Mount, Network, Run, Source, WorkloadSpec};
-use optimus_common::units::Bytes;
+use optimus_common::spec::{Container, Mount, Network, Resources, Run, Source, WorkloadSpec};
+use optimus_common::units::{Bytes, Millicores};
 
 /// Label that says which agent a container, image or volume belongs to. Without ours, nothing is ever touched.
 pub const OWNER_LABEL: &str = "optimus.owner";
@@ -70,7 +70,6 @@ fn inner_ports<'a>(alloc: &'a DesiredAlloc, container: &'a Container) -> impl It
 
 fn host_config(alloc: &DesiredAlloc, spec: &WorkloadSpec, container: &Container, around: &Surroundings<'_>) -> HostConfig {
     let resources = &spec.resources;
-    let quota = (i64::from(resources.cpu.0) * PERIOD_USEC / 1000).max(QUOTA_MIN_USEC);
     let memory = bytes(resources.memory_limit);
     let binding = |host: u16| Some(vec![PortBinding { host_ip: None, host_port: Some(host.to_string()) }]);
     let published = inner_ports(alloc, container).map(|(inner, host)| (format!("{inner}/tcp"), binding(host)));
@@ -81,9 +80,8 @@ fn host_config(alloc: &DesiredAlloc, spec: &WorkloadSpec, container: &Container,
     HostConfig {
         cgroup_parent: around.cgroup_parent.clone(),
         cpu_period: Some(PERIOD_USEC),
-        cpu_quota: Some(quota),
-        // As for processes: 1024 a core against its neighbours.
-        cpu_shares: Some((i64::from(resources.cpu.0) * 1024 / 1000).clamp(2, 262_144)),
+        cpu_quota: Some(quota(resources)),
+        cpu_shares: Some(shares(resources)),
         memory: Some(memory),
         // As much again with swap as without: no swap.
         memory_swap: Some(memory),
@@ -103,6 +101,34 @@ fn host_config(alloc: &DesiredAlloc, spec: &WorkloadSpec, container: &Container,
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
         ..HostConfig::default()
     }
+}
+
+/// The limits of a container as it runs.
+pub fn update(resources: &Resources) -> ContainerUpdateBody {
+    ContainerUpdateBody {
+        cpu_period: Some(PERIOD_USEC),
+        cpu_quota: Some(quota(resources)),
+        cpu_shares: Some(shares(resources)),
+        memory: Some(bytes(resources.memory_limit)),
+        memory_swap: Some(bytes(resources.memory_limit)),
+        memory_reservation: Some(bytes(resources.memory_request)),
+        pids_limit: Some(i64::from(resources.pids)),
+        ..ContainerUpdateBody::default()
+    }
+}
+
+/// The cores a container was given, from its quota.
+pub fn cores(quota: i64) -> Millicores {
+    Millicores(u32::try_from(quota * 1000 / PERIOD_USEC).unwrap_or(u32::MAX))
+}
+
+fn quota(resources: &Resources) -> i64 {
+    (i64::from(resources.cpu.0) * PERIOD_USEC / 1000).max(QUOTA_MIN_USEC)
+}
+
+/// As for processes: 1024 a core against its neighbours.
+fn shares(resources: &Resources) -> i64 {
+    (i64::from(resources.cpu.0) * 1024 / 1000).clamp(2, 262_144)
 }
 
 fn bytes(size: Bytes) -> i64 {

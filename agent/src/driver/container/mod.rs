@@ -16,6 +16,7 @@ pub mod images;
 mod login;
 mod output;
 mod record;
+mod resize;
 mod run;
 mod start;
 mod sweep;
@@ -31,6 +32,7 @@ use bollard::models::ContainerInspectResponse;
 use optimus_common::AllocId;
 use optimus_common::env::Env;
 use optimus_common::reason::Reason;
+use optimus_common::spec::Resources;
 use optimus_common::units::Bytes;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -374,6 +376,10 @@ impl Driver for ContainerDriver {
             shared.sweep(keep.clone()).await;
             shared.sweep_groups(keep).await;
         })
+    }
+    fn resize(&self, alloc: AllocId, attempt: u32, resources: Resources) -> Boxed<'static, Result<(), Reason>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { shared.resize(alloc, attempt, resources).await })
     }
     fn clean_up(&self, alloc: AllocId, attempt: u32) -> Boxed<'static, ()> {
         let shared = Arc::clone(&self.shared);

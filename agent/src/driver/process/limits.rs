@@ -60,14 +60,7 @@ impl Enforcer {
             return Err(Reason::LimitNotEnforceable { what: what.to_owned(), why: why.to_owned() });
         }
         let Ok(root) = &self.root else { return Ok(Enforced { group: None, unenforced }) };
-        let can = |kind: &str| !unenforced.iter().any(|u| u.starts_with(kind));
-        let Resources { cpu, memory_request, memory_limit, pids } = resources;
-        let limits = Limits {
-            cpu_millicores: can("cpu").then_some(cpu.0),
-            memory_limit: can("memory").then_some(memory_limit.0),
-            memory_request: can("memory").then_some(memory_request.0),
-            pids: can("pids").then_some(*pids),
-        };
+        let limits = limits_of(&unenforced, resources);
         let name = group_name(alloc, attempt);
         match root.create(&name, &limits) {
             Ok(group) => Ok(Enforced { group: Some(Arc::new(group)), unenforced }),
@@ -78,6 +71,13 @@ impl Enforcer {
                 Err(Reason::LimitNotEnforceable { what: error.what(), why: chain(&error) })
             }
         }
+    }
+
+    /// Sets other limits on the group of a run. What cannot be enforced here stays so. Blocking.
+    pub fn resize(&self, alloc: AllocId, attempt: u32, resources: &Resources) -> Result<(), Reason> {
+        let Some(group) = self.group(alloc, attempt) else { return Ok(()) };
+        let limits = limits_of(&self.unenforced(), resources);
+        group.resize(&limits).map_err(|error| Reason::LimitNotEnforceable { what: error.what(), why: chain(&error) })
     }
 
     /// The group of an attempt, if it exists.
@@ -103,6 +103,18 @@ impl Enforcer {
         if let Err(error) = removed {
             tracing::warn!(owner, error, "failed to remove the cgroup directory");
         }
+    }
+}
+
+/// Those of the limits that can be set here.
+fn limits_of(unenforced: &[String], resources: &Resources) -> Limits {
+    let can = |kind: &str| !unenforced.iter().any(|u| u.starts_with(kind));
+    let Resources { cpu, memory_request, memory_limit, pids } = resources;
+    Limits {
+        cpu_millicores: can("cpu").then_some(cpu.0),
+        memory_limit: can("memory").then_some(memory_limit.0),
+        memory_request: can("memory").then_some(memory_request.0),
+        pids: can("pids").then_some(*pids),
     }
 }
 

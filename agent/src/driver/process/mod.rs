@@ -18,6 +18,7 @@ use std::sync::Arc;
 use optimus_common::AllocId;
 use optimus_common::env::Env;
 use optimus_common::reason::Reason;
+use optimus_common::spec::Resources;
 use optimus_runner::{StartFile, User as RunnerUser};
 
 use self::limits::{Enforced, Enforcer};
@@ -257,6 +258,13 @@ impl Driver for ProcessDriver {
         let this = self.clone();
         let (enforcer, allocs_dir) = (Arc::clone(&self.enforcer), self.config.allocs_dir.clone());
         Box::pin(async move { this.blocking(move || enforcer.sweep(&allocs_dir, &keep)).await })
+    }
+    fn resize(&self, alloc: AllocId, attempt: u32, resources: Resources) -> Boxed<'static, Result<(), Reason>> {
+        let enforcer = Arc::clone(&self.enforcer);
+        Box::pin(async move {
+            let done = tokio::task::spawn_blocking(move || enforcer.resize(alloc, attempt, &resources)).await;
+            done.unwrap_or_else(|error| Err(Reason::LimitNotEnforceable { what: "limits".into(), why: error.to_string() }))
+        })
     }
     fn clean_up(&self, alloc: AllocId, attempt: u32) -> Boxed<'static, ()> {
         let (this, run_dir) = (self.clone(), self.run_dir(alloc, attempt));

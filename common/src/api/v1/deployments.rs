@@ -116,6 +116,25 @@ pub struct Deployment {
     /// It was promoted, or needs no promotion.
     #[serde(default)]
     pub promoted: bool,
+    /// The copy that runs, or ran, its release command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_step: Option<AllocId>,
+    /// What routers counted since its present step began, on both sides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<TrafficView>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TrafficView {
+    pub new: TrafficSide,
+    pub old: TrafficSide,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TrafficSide {
+    pub requests: u64,
+    /// Of them, answered by a fault of the server or not at all.
+    pub errors: u64,
 }
 
 impl Deployment {
@@ -198,7 +217,7 @@ pub struct SpecChange {
 pub struct PlannedMove {
     /// `web-0`
     pub copy: String,
-    /// `place`, `stop`, `in_place`.
+    /// `place`, `stop`, `in_place`, `release_command`.
     pub action: String,
     pub release: u64,
     pub node: NodeId,
@@ -250,4 +269,20 @@ pub struct EndpointAck {
     pub router: String,
     /// The `index` of the answer it took the endpoints from.
     pub generation: u64,
+    /// What it counted since it said so last, of each copy; at most 1000.
+    #[serde(default)]
+    pub traffic: Vec<CopyTraffic>,
+}
+
+/// Requests a router sent to one copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CopyTraffic {
+    pub alloc: AllocId,
+    pub requests: u64,
+    /// Of them, answered with a status of 500 or more, or not at all.
+    #[serde(default)]
+    pub errors: u64,
+    /// Answered requests by latency, at most 32 numbers: below 1 ms, below 2 ms, below 4 ms, and so on.
+    #[serde(default)]
+    pub latency: Vec<u64>,
 }

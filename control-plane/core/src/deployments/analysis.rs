@@ -1,8 +1,10 @@
 //! Whether new copies do worse under traffic than those of the release before, told from chance by two tests.
 //!
-//! What routers count comes in as an argument; nobody counts yet, so until then health and restarts decide alone.
+//! What routers count while a step bakes is in the deployment's row. Where no router counts, health and restarts decide alone.
 
 use std::cmp::Ordering;
+
+use serde::{Deserialize, Serialize};
 
 /// Fewer requests than this on either side say nothing.
 pub const REQUESTS_MIN: u64 = 100;
@@ -13,8 +15,11 @@ pub const ERRORS_MATTER: f64 = 0.005;
 /// As [`ERRORS_MATTER`]: by how much the chance that a request to a new copy is the slower of two exceeds a half.
 pub const LATENCY_MATTERS: f64 = 0.1;
 
+/// Most buckets of latencies that are kept.
+pub const LATENCY_BUCKETS: usize = 32;
+
 /// What was counted on one side since the step began.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
     pub requests: u64,
     /// Of them, answered by a fault of the server or not at all.
@@ -23,8 +28,21 @@ pub struct Sample {
     pub latency: Vec<u64>,
 }
 
+impl Sample {
+    /// Counts on; what would overflow stays at the top.
+    pub fn add(&mut self, more: &Sample) {
+        self.requests = self.requests.saturating_add(more.requests);
+        self.errors = self.errors.saturating_add(more.errors);
+        let buckets = self.latency.len().max(more.latency.len()).min(LATENCY_BUCKETS);
+        self.latency.resize(buckets, 0);
+        for (sum, count) in self.latency.iter_mut().zip(&more.latency) {
+            *sum = sum.saturating_add(*count);
+        }
+    }
+}
+
 /// Both sides at the same time.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     pub new: Sample,
     pub old: Sample,

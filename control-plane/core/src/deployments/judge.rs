@@ -5,7 +5,7 @@ use optimus_common::spec::{Strategy, Update};
 use optimus_common::{Reason, Timestamp};
 
 use super::analysis::{self, Traffic};
-use super::{RELAPSES_MAX, ROUTERS_MAX_WAIT};
+use super::{Gate, RELAPSES_MAX, ROUTERS_MAX_WAIT};
 use crate::reconciler::over_at;
 use crate::state::{Deployment, DeploymentStep};
 
@@ -23,6 +23,8 @@ pub(crate) struct Survey<'a> {
     pub others_stop: bool,
     /// What it waits for before it begins.
     pub lacks: Option<Reason>,
+    /// Whether its release command lets it go on.
+    pub gate: &'a Gate,
     /// Its copies, or the nodes they are tried on, fail again and again.
     pub hopeless: bool,
     pub traffic: Option<&'a Traffic>,
@@ -69,6 +71,15 @@ impl Judge<'_> {
         }
         if !going_back && d.phase == DeploymentPhase::Preparing && !d.prepared && s.lacks.is_some() {
             return self.unless_over(vec![]);
+        }
+        if !going_back {
+            match s.gate {
+                Gate::Open => {}
+                Gate::Place => return self.unless_over(vec![]),
+                // It has a deadline of its own.
+                Gate::Wait { until, .. } => return Verdict::Wait(Some(*until)),
+                Gate::Failed(reason) => return self.fail(Some(reason.clone())),
+            }
         }
         let complete = s.settled >= s.wanted && !s.others_run && (going_back || !d.keeps_old());
         // What is told to stop should have, but an old copy slow to die does not undo a good deployment.

@@ -18,10 +18,13 @@ pub mod analysis;
 mod judge;
 mod plan;
 mod preflight;
+mod release_step;
 
 pub(crate) use judge::{Survey, Trouble, Verdict, judge};
 pub use plan::{Action, DeployPlan, LOOKS_MAX, Planned, Planning, What, plan_deploy};
 pub use preflight::{Findings, preflight};
+pub use release_step::RELEASE_STEP_MARGIN;
+pub(crate) use release_step::{Gate, gate, is_shut, is_wanted};
 
 use optimus_common::Span;
 use optimus_common::spec::{Strategy, WorkloadSpec};
@@ -36,30 +39,16 @@ pub const RELAPSES_MAX: u32 = 3;
 /// Longest wait for routers to take on a set of endpoints. A router that takes longer counts as gone.
 pub const ROUTERS_MAX_WAIT: Span = Span::secs(2);
 
-/// Whether a copy that runs by `old` must be started anew to run by `new`. What is left aside here takes effect
-/// without: numbers and waits that only the control plane reads, and labels. Limits are part of how a copy is started.
-pub fn needs_restart(old: &WorkloadSpec, new: &WorkloadSpec) -> bool {
-    let plain = |spec: &WorkloadSpec| {
-        let mut spec = spec.clone();
-        spec.copies = None;
-        spec.labels.clear();
-        spec.update = optimus_common::spec::Update::default();
-        spec.disconnect = None;
-        spec
-    };
-    plain(old) != plain(new)
-}
-
 /// Whether a copy of release `from` may become one of `to` as it runs.
 pub fn may_adopt(state: &State, from: &Release, to: &Release) -> bool {
     let fresh = |number: u64| state.release(&to.key, number).is_none_or(|r| r.fresh);
-    from.number != to.number && !(from.number + 1..=to.number).any(fresh) && !needs_restart(&from.spec, &to.spec)
+    from.number != to.number && !(from.number + 1..=to.number).any(fresh) && !from.spec.must_restart_for(&to.spec)
 }
 
 /// The strategy a deployment goes by: one with nothing to compare with, or nothing to start, is as good as rolling.
 pub fn strategy_of(old: Option<&WorkloadSpec>, new: &WorkloadSpec, fresh: bool) -> Strategy {
     match old {
-        Some(old) if fresh || needs_restart(old, new) => new.update.strategy,
+        Some(old) if fresh || old.must_restart_for(new) => new.update.strategy,
         _ => Strategy::Rolling,
     }
 }

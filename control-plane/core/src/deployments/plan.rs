@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use optimus_common::protocol::{AllocStatus, Phase};
+use optimus_common::protocol::{AllocStatus, Phase, RELEASE_SLOT};
+use optimus_common::reason::Exit;
 use optimus_common::{AllocId, NodeId, Reason, Span, Timestamp, WorkloadKey};
 use uuid::Uuid;
 
@@ -53,6 +54,8 @@ pub enum What {
     Place,
     Stop(Reason),
     Adopt,
+    /// Runs the release command, before all else.
+    ReleaseCommand,
 }
 
 /// A plan of a deploy.
@@ -156,7 +159,7 @@ impl Play {
         let of = |id: &AllocId| self.state.allocs.get(id).cloned();
         let mut found: Vec<(WorkloadKey, Planning)> = Vec::new();
         for (id, reason) in &plan.stop {
-            if let Some(a) = of(id) {
+            if let Some(a) = of(id).filter(|a| !a.is_release_step()) {
                 found.push((a.key.clone(), Planning { slot: a.index, release: a.release, node: a.node, what: What::Stop(reason.clone()) }));
             }
         }
@@ -166,7 +169,8 @@ impl Play {
             }
         }
         for p in &plan.place {
-            found.push((p.key.clone(), Planning { slot: p.index, release: p.release, node: p.node, what: What::Place }));
+            let what = if p.index == RELEASE_SLOT { What::ReleaseCommand } else { What::Place };
+            found.push((p.key.clone(), Planning { slot: p.index, release: p.release, node: p.node, what }));
         }
         for (key, planning) in found {
             self.seen.entry(key).or_default().push(planning);
@@ -183,6 +187,12 @@ impl Play {
             }
             let old = alloc.status.as_ref().map_or_else(|| AllocStatus::unknown(alloc.id), |s| AllocStatus::clone(s));
             let phase = if alloc.run { Phase::Running } else { Phase::Stopped };
+            if alloc.is_release_step() {
+                let exit = Exit { code: Some(0), signal: None, oom: None, at: self.now, ran_for: Span(0) };
+                let done = AllocStatus { seq: old.seq + 1, phase: Phase::Stopped, reason: Some(Reason::Exited { exit }), ..old };
+                reports.entry(alloc.node).or_default().push(done);
+                continue;
+            }
             let ready_since = alloc.run.then_some(self.now);
             let status = AllocStatus { seq: old.seq + 1, phase, ready: alloc.run, ready_since, ..old };
             reports.entry(alloc.node).or_default().push(status);

@@ -4,18 +4,14 @@ use std::collections::BTreeMap;
 
 use optimus_common::{Reason, Timestamp, WorkloadKey};
 
-use super::analysis::Traffic;
 use crate::scheduler::{self, Taken};
 use crate::state::{Release, State, Workload};
-use optimus_common::DeploymentId;
 
 /// What the leader knows that is not in the state.
 #[derive(Debug, Clone, Default)]
 pub struct Findings {
     /// What a release needs and does not have, as a sentence: a secret, an artifact that cannot be reached.
     pub missing: BTreeMap<(WorkloadKey, u64), String>,
-    /// What routers counted since the present step of a deployment began.
-    pub traffic: BTreeMap<DeploymentId, Traffic>,
 }
 
 /// What a release still waits for, before its deployment begins; unset: nothing.

@@ -96,6 +96,9 @@ fn node_wave(state: &State, node: &Node, drain: &Drain, now: Timestamp, missing:
 }
 
 fn kind_of(state: &State, alloc: &Alloc) -> Option<Kind> {
+    if alloc.is_release_step() {
+        return Some(Kind::Job); // left to finish
+    }
     state.release(&alloc.key, alloc.release).map(|r| r.spec.kind)
 }
 

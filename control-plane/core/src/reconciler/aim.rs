@@ -85,6 +85,8 @@ impl<'a> Aim<'a> {
         aim.hold = forward && (lacks || deployment.paused.is_some()) || failed && aim.before.is_some();
         let begins = lacks && deployment.phase == DeploymentPhase::Preparing;
         aim.beside = aim.before.is_some() && (deployment.keeps_old() || begins);
+        // Whatever became of the deployment: nothing starts by a release whose command did not end well.
+        aim.hold |= crate::deployments::is_shut(state, workload, deployment);
         aim.keep = aim.beside || aim.hold;
         aim.drop_unproven = failed && aim.before.is_some();
         if aim.keep {

@@ -38,6 +38,7 @@ pub fn desired_for(state: &State, node: NodeId) -> Vec<DesiredAlloc> {
         .filter_map(|a| {
             let release = state.release(&a.key, a.release)?;
             let spec = match specs.entry((&a.key, a.release)) {
+                _ if a.is_release_step() => Blob::of(&release.spec.release_step()?),
                 _ if release.spec.kind == Kind::Job => spec_for(state, a, &release.spec), // each run has its own
                 Entry::Occupied(known) => known.get().clone(),
                 Entry::Vacant(fresh) => fresh.insert(Blob::of(&*release.spec)).clone(),

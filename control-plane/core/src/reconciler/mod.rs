@@ -31,14 +31,15 @@ pub use job_copies::JOB_ENDED_KEPT;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use optimus_common::protocol::RELEASE_SLOT;
 use optimus_common::spec::Kind;
 use optimus_common::{AllocId, Reason, Span, Timestamp, WorkloadKey};
 
-use crate::deployments::{Findings, ROUTERS_MAX_WAIT, Verdict, preflight};
+use crate::deployments::{Findings, Gate, ROUTERS_MAX_WAIT, Verdict, gate, preflight};
 use crate::drain;
 use crate::endpoints;
-use crate::scheduler::{self, View};
-use crate::state::{Alloc, Command, Plan, SlotFailures, State, Workload};
+use crate::scheduler::{self, Ask, View};
+use crate::state::{Alloc, Command, Deployment, Placement, Plan, SlotFailures, State, Workload};
 use aim::Aim;
 use moves::Move;
 use rollout::Rollout;
@@ -180,8 +181,11 @@ impl<'a> Pass<'a> {
         let deployment = newest.filter(|d| !d.phase.is_final());
         let begins = deployment.filter(|d| !d.prepared && d.phase.is_forward());
         let target = self.state.release(&workload.key, workload.release);
-        let lacks = begins.zip(target).and_then(|(_, release)| preflight(self.state, workload, release, self.findings, self.now));
-        let Some(aim) = Aim::of(self.state, workload, newest.map(|d| &**d), lacks.is_some()) else { return };
+        // Once its release command was placed it has begun.
+        let lacks = begins.zip(target).filter(|(d, _)| d.release_step.is_none());
+        let lacks = lacks.and_then(|(_, release)| preflight(self.state, workload, release, self.findings, self.now));
+        let gate = deployment.filter(|_| lacks.is_none()).map_or(Gate::Open, |d| gate(self.state, workload, d, self.now));
+        let Some(aim) = Aim::of(self.state, workload, newest.map(|d| &**d), lacks.is_some() || gate != Gate::Open) else { return };
         let (slots, beyond) = slot::slots(self.state, workload, workload.copies.max(aim.before_slots));
         let min_ready = aim.target.spec.update.min_ready;
         let slots: Vec<(Slot, Stage)> = slots
@@ -197,15 +201,32 @@ impl<'a> Pass<'a> {
         for (slot, _) in &slots {
             self.give_up_unknown(slot);
         }
+        self.release_step(workload, deployment.map(|d| &**d), &gate);
         let moves = Move { pass: self, workload, aim: &aim, room: [true, true], moving: 0, placed: 0, left: None };
         let placed = moves.slots(&slots, &beyond);
         let Some(deployment) = deployment else { return };
-        let (state, findings, now) = (self.state, self.findings, self.now);
-        let rollout = Rollout { state, workload, deployment, aim: &aim, slots: &slots, beyond: &beyond, placed, lacks, findings, now };
+        let (state, now) = (self.state, self.now);
+        let rollout = Rollout { state, workload, deployment, aim: &aim, slots: &slots, beyond: &beyond, placed, lacks, gate: &gate, now };
         match rollout.judge() {
             Verdict::Steps(steps) => self.outcome.plan.deployments.extend(steps),
             Verdict::Wait(Some(until)) => self.wake(until),
             Verdict::Wait(None) => {}
+        }
+    }
+
+    /// Starts the release command, and stops what nobody waits for any more.
+    fn release_step(&mut self, workload: &'a Workload, deployment: Option<&'a Deployment>, gate: &Gate) {
+        let waited_for = deployment.filter(|d| d.phase.is_forward() && !d.prepared).and_then(|d| d.release_step);
+        for alloc in self.state.allocs_in(&workload.key, RELEASE_SLOT).filter(|a| a.run && Some(a.id) != waited_for) {
+            self.outcome.plan.stop.push((alloc.id, Reason::StopRequested));
+        }
+        let Some(deployment) = deployment.filter(|d| *gate == Gate::Place && d.paused.is_none()) else { return };
+        let Some(spec) = self.state.release(&workload.key, deployment.release).and_then(|r| r.spec.release_step()) else { return };
+        let (alloc, state, now) = ((self.new_id)(), self.state, self.now);
+        let ask = Ask { key: &workload.key, spec: &spec, alloc, troubled: &[] };
+        if let Some((node, ports)) = self.view.get_or_insert_with(|| View::of(state, now)).place(ask) {
+            let (key, release) = (workload.key.clone(), deployment.release);
+            self.outcome.plan.place.push(Placement { alloc, key, index: RELEASE_SLOT, release, node, ports });
         }
     }
 
@@ -230,7 +251,7 @@ impl<'a> Pass<'a> {
             ended.entry(alloc.index).or_default().push(alloc.id);
         }
         for (index, oldest_first) in ended {
-            let kept = if index < workload.copies { ENDED_KEPT } else { 0 };
+            let kept = if index < workload.copies || index == RELEASE_SLOT { ENDED_KEPT } else { 0 };
             self.outcome.plan.forget.extend(oldest_first.iter().rev().skip(kept));
         }
     }

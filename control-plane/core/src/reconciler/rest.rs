@@ -20,7 +20,7 @@ pub(super) fn is_at_rest(state: &State, workload: &Workload) -> bool {
     for alloc in state.allocs_of(&workload.key) {
         if alloc.has_ended() {
             ended = if ended.0 == alloc.index { (alloc.index, ended.1 + 1) } else { (alloc.index, 1) };
-            if ended.1 > super::ENDED_KEPT || alloc.index >= workload.copies {
+            if ended.1 > super::ENDED_KEPT || (alloc.index >= workload.copies && !alloc.is_release_step()) {
                 return false;
             }
             continue;

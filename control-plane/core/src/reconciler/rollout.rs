@@ -10,7 +10,7 @@ use optimus_common::spec::Strategy;
 use super::aim::Aim;
 use super::silent;
 use super::slot::{Slot, Stage, answers};
-use crate::deployments::{self, Findings, RESTARTS_MAX, Survey, Trouble, Verdict};
+use crate::deployments::{self, Gate, RESTARTS_MAX, Survey, Trouble, Verdict};
 use crate::scheduler;
 use crate::state::{Alloc, Deployment, State, Workload};
 use optimus_common::Reason;
@@ -27,7 +27,7 @@ pub(super) struct Rollout<'a> {
     /// Placed in this look.
     pub placed: u32,
     pub lacks: Option<Reason>,
-    pub findings: &'a Findings,
+    pub gate: &'a Gate,
     pub now: Timestamp,
 }
 
@@ -53,8 +53,9 @@ impl Rollout<'_> {
             others_run: self.others_run(),
             others_stop: self.others_stop(),
             lacks: self.lacks.clone(),
+            gate: self.gate,
             hopeless: self.hopeless(),
-            traffic: self.findings.traffic.get(&self.deployment.id),
+            traffic: Some(&self.deployment.traffic),
             routed: crate::endpoints::acknowledged(self.state, &self.workload.key, self.now),
             trouble: &|| self.worst(),
         };
@@ -97,9 +98,15 @@ impl Rollout<'_> {
         let crashes = |a: &Arc<Alloc>| {
             a.created_at >= self.deployment.created_at && a.status.as_ref().is_some_and(|s| !s.ready && s.restarts >= most)
         };
+        // Its agent tried: it uses more than the new limits leave it, say.
+        let unfit = |a: &Arc<Alloc>| {
+            let refused = matches!(a.status.as_ref().and_then(|s| s.reason.as_ref()), Some(Reason::LimitNotEnforceable { .. }));
+            refused && a.awaits_limits(&self.aim.target.spec)
+        };
         self.wanted().any(|(slot, _)| {
             let failures = self.state.failures.get(&(self.workload.key.clone(), slot.index));
             slot.next.iter().any(crashes)
+                || slot.next.iter().any(unfit)
                 || failures.is_some_and(|f| {
                     f.release == self.deployment.release && f.count >= RESTARTS_MAX && f.last_at >= self.deployment.created_at
                 })
@@ -114,7 +121,7 @@ impl Rollout<'_> {
         let mut found: Vec<(String, Option<Reason>)> = Vec::new();
         for (slot, stage) in self.wanted().filter(|(_, stage)| !matches!(stage, Stage::Settled { .. })) {
             let name = format!("{}-{}", self.workload.key.workload, slot.index);
-            let reported = slot.next.iter().chain(&slot.broken).find_map(|a| a.status.as_ref()?.reason.clone());
+            let reported = slot.next.iter().chain(&slot.broken).find_map(|a| a.status.as_ref()?.trouble());
             let reason = match stage {
                 Stage::Empty { .. } | Stage::Old { .. } if reported.is_none() => self.last_failure(slot.index).or_else(|| self.no_room()),
                 _ => reported,
@@ -135,6 +142,6 @@ impl Rollout<'_> {
     fn last_failure(&self, index: u32) -> Option<Reason> {
         let of_this = |a: &&Arc<Alloc>| a.has_ended() && a.release == self.deployment.release;
         let newest = self.state.allocs_in(&self.workload.key, index).filter(of_this).last()?;
-        newest.status.as_ref()?.reason.clone().filter(|r| !r.is_calm())
+        newest.status.as_ref()?.trouble().filter(|r| !r.is_calm())
     }
 }

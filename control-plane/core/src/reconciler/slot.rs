@@ -40,7 +40,7 @@ pub(super) enum Stage {
 pub(super) fn slots(state: &State, workload: &Workload, count: u32) -> (Vec<Slot>, Vec<Arc<Alloc>>) {
     let mut slots: Vec<Slot> = (0..count).map(|index| Slot { index, ..Slot::default() }).collect();
     let mut beyond = Vec::new();
-    for alloc in state.allocs_of(&workload.key).filter(|a| !a.has_ended()) {
+    for alloc in state.allocs_of(&workload.key).filter(|a| !a.has_ended() && !a.is_release_step()) {
         let Some(slot) = slots.get_mut(alloc.index as usize) else {
             beyond.push(alloc.clone());
             continue;
@@ -69,7 +69,8 @@ impl Slot {
         // The newest first: with a lost node back, what replaced its copy stays.
         for alloc in self.next.iter().rev().filter(|a| answers(state, a)) {
             on_its_way = true;
-            if let Some(since) = ready_since(alloc) {
+            let resized = state.release(&alloc.key, alloc.release).is_none_or(|release| !alloc.awaits_limits(&release.spec));
+            if let Some(since) = ready_since(alloc).filter(|_| resized) {
                 let at = super::over_at(since, min_ready, now);
                 if now >= at {
                     return Stage::Settled { keep: alloc.clone() };

@@ -7,11 +7,15 @@ use optimus_common::api::v1::DeploymentPhase;
 use optimus_common::ids::RequestId;
 use optimus_common::join_token::Role;
 use optimus_common::protocol::{AllocStatus, NodeFacts};
-use optimus_common::spec::{Kind, WorkloadSpec};
-use optimus_common::{AllocId, ClusterId, DeploymentId, Name, NodeId, Reason, RunId, Span, Timestamp, TokenId, WorkloadKey};
+use optimus_common::spec::{Kind, Resources, WorkloadSpec};
+use optimus_common::{
+    AllocId, Bytes, ClusterId, DeploymentId, Millicores, Name, NodeId, Reason, RunId, Span, Timestamp, TokenId, WorkloadKey,
+};
 use serde::{Deserialize, Serialize};
 
 use super::authority::{Member, RotationPhase};
+use crate::deployments::analysis::Sample;
+
 use super::operations::{Due, RunPhase, SkipReason};
 
 /// A command with what makes a retry harmless.
@@ -228,6 +232,21 @@ pub enum Command {
     RemoveVolume {
         key: super::VolumeKey,
     },
+    /// [`Command::AckEndpoints`], with what the router counted since it said so last.
+    CountTraffic {
+        router: String,
+        generation: u64,
+        counts: Vec<(AllocId, Sample)>,
+    },
+    /// Other limits for a service: a release that its copies take on as they run.
+    Resize {
+        key: WorkloadKey,
+        limits: NewLimits,
+        /// And another number of copies.
+        #[serde(default)]
+        copies: Option<u32>,
+        deployment: DeploymentId,
+    },
 }
 
 /// What a person may ask of a workload's newest deployment.
@@ -246,6 +265,30 @@ pub enum Steering {
     RollBack {
         to: Option<u64>,
     },
+}
+
+/// Limits somebody asks for; unset: as they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewLimits {
+    #[serde(default)]
+    pub cpu: Option<Millicores>,
+    #[serde(default)]
+    pub memory_request: Option<Bytes>,
+    #[serde(default)]
+    pub memory_limit: Option<Bytes>,
+}
+
+impl NewLimits {
+    /// A limit below the request takes it along, and the other way round, where only one was given.
+    pub fn of(self, now: Resources) -> Resources {
+        let cpu = self.cpu.unwrap_or(now.cpu);
+        let (memory_request, memory_limit) = match (self.memory_request, self.memory_limit) {
+            (None, Some(limit)) => (now.memory_request.min(limit), limit),
+            (Some(request), None) => (request, now.memory_limit.max(request)),
+            (request, limit) => (request.unwrap_or(now.memory_request), limit.unwrap_or(now.memory_limit)),
+        };
+        Resources { cpu, memory_request, memory_limit, ..now }
+    }
 }
 
 /// A run somebody asks for.
@@ -301,6 +344,7 @@ impl Command {
     /// The cluster version from which on every server decodes this command; before it, none may propose it.
     pub fn level(&self) -> u32 {
         match self {
+            Command::Resize { .. } | Command::CountTraffic { .. } => 3,
             Command::Steer { .. } | Command::AckEndpoints { .. } | Command::DeployIf { .. } => 3,
             Command::Plan(plan) => plan.level(),
             Command::StartRun(_)
@@ -534,4 +578,6 @@ pub enum Refusal {
     KindChanged { key: WorkloadKey, is: Kind },
     #[error("{0} runs on every matching node; it has no number of copies to set")]
     NoCopies(WorkloadKey),
+    #[error("`after` goes in a circle, with what is deployed already: {}", .path.join(" after "))]
+    AfterCircle { path: Vec<String> },
 }

@@ -15,8 +15,8 @@ pub use authority::{
     rotation_waits_for,
 };
 pub use command::{
-    Applied, Command, DeployItem, DeploymentStep, LEVEL, NodeChange, Placement, Plan, Proposal, Refusal, RunOrder, RunStep, ServerFacts,
-    Steering,
+    Applied, Command, DeployItem, DeploymentStep, LEVEL, NewLimits, NodeChange, Placement, Plan, Proposal, Refusal, RunOrder, RunStep,
+    ServerFacts, Steering,
 };
 pub use placing::*;
 pub use tables::*;

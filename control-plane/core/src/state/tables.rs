@@ -11,6 +11,8 @@ use optimus_common::spec::{Strategy, WorkloadSpec};
 use optimus_common::{AllocId, ClusterId, DeploymentId, Name, NodeId, Reason, Span, Timestamp, TokenId, WorkloadKey};
 use serde::{Deserialize, Serialize};
 
+use crate::deployments::analysis::Traffic;
+
 /// The whole replicated state. Cloning costs a few pointers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -310,6 +312,16 @@ pub struct Deployment {
     /// It has been found fit to begin.
     #[serde(default)]
     pub prepared: bool,
+    /// The copy that runs, or ran, its release command. Set once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_step: Option<AllocId>,
+    /// What routers counted since the present step began.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub traffic: Traffic,
+}
+
+fn is_nothing(traffic: &Traffic) -> bool {
+    *traffic == Traffic::default()
 }
 
 fn rolling() -> Strategy {

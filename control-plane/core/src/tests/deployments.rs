@@ -451,3 +451,52 @@ fn servers_that_do_not_know_the_phases_yet_are_sent_none() {
     assert_eq!((world.phase("web"), world.ready_of("web", 2)), (DeploymentPhase::Succeeded, 2));
     assert!(world.log.iter().all(|(_, p)| p.command.level() <= 2 || matches!(p.command, Command::RaiseVersion { .. })));
 }
+
+/// What agents say of the limits of the copies they hold.
+fn say_limits(world: &mut World, say: impl Fn(&Alloc) -> (Resources, Option<Reason>)) {
+    for alloc in world.copies("web") {
+        let (limits, reason) = say(&alloc);
+        world.seq += 1;
+        let status = AllocStatus { seq: world.seq, limits: Some(limits), reason, ..AllocStatus::clone(alloc.status.as_ref().unwrap()) };
+        world.apply(Command::Report { node: alloc.node, statuses: vec![status], gone: vec![] });
+    }
+}
+
+#[test]
+fn other_limits_are_taken_on_without_a_restart_once_agents_say_so() {
+    let mut world = World::new(2);
+    world.deploy("web", spec());
+    world.run(2);
+    let before = world.copies("web");
+    let old = spec().resources;
+    say_limits(&mut world, |_| (old, None));
+    let resize = |world: &mut World, limits: NewLimits| {
+        let deployment = DeploymentId(world.next_id());
+        world.apply(Command::Resize { key: key("web"), limits, copies: None, deployment })
+    };
+    let more = NewLimits { cpu: Some(Millicores(700)), memory_limit: Some(Bytes::mib(256)), ..NewLimits::default() };
+    assert!(matches!(resize(&mut world, more), Applied::Done { .. }));
+    assert!(matches!(resize(&mut world, NewLimits { cpu: Some(Millicores(1)), ..more }), Applied::Refused(Refusal::CannotSteer { .. })));
+    world.run(2);
+    assert_eq!(world.phase("web"), DeploymentPhase::Health, "no agent has said that it is so");
+    let ids = |world: &World| world.copies("web").iter().map(|a| (a.id, a.release)).collect::<Vec<_>>();
+    let new = more.of(old);
+    for _ in 0..3 {
+        say_limits(&mut world, |a| (if a.release == 2 { new } else { old }, None));
+        world.run(1);
+    }
+    assert_eq!(world.phase("web"), DeploymentPhase::Succeeded);
+    assert_eq!(ids(&world), before.iter().map(|a| (a.id, 2)).collect::<Vec<_>>());
+    assert!(matches!(resize(&mut world, more), Applied::Unchanged { .. }));
+
+    // Less than a copy uses: its agent refuses, and the old limits are wanted again.
+    resize(&mut world, NewLimits { memory_limit: Some(Bytes::mib(8)), ..NewLimits::default() });
+    world.run(1);
+    let refused = Reason::LimitNotEnforceable { what: "memory".into(), why: "64 MiB are in use".into() };
+    say_limits(&mut world, |a| (new, (a.release == 3).then(|| refused.clone())));
+    world.run(3);
+    let deployment = world.deployment("web");
+    assert_eq!(deployment.phase, DeploymentPhase::RolledBack);
+    assert!(deployment.reason.unwrap().to_string().contains("64 MiB are in use"));
+    assert_eq!(ids(&world), before.iter().map(|a| (a.id, 2)).collect::<Vec<_>>());
+}

@@ -246,3 +246,35 @@ fn a_deploy_bound_to_a_revision_refuses_when_the_workload_moved_on() {
     assert!(matches!(bound(&mut world, 2, revision), Applied::Deployed { .. }));
     assert!(matches!(bound(&mut world, 3, revision), Applied::Refused(Refusal::ChangedSince { .. })));
 }
+
+#[test]
+fn what_routers_count_while_a_step_bakes_decides_and_nothing_before_counts() {
+    use crate::deployments::analysis::Sample;
+    let step = |weight| optimus_common::spec::CanaryStep { weight, bake: Span::secs(60) };
+    let update = Update { strategy: Strategy::Canary, steps: vec![step(10), step(50)], ..Update::default() };
+    let mut world = World::new(2);
+    world.deploy("web", WorkloadSpec { update: update.clone(), ..changed(1) });
+    world.run(2);
+    world.deploy("web", WorkloadSpec { update, ..changed(2) });
+    let count = |world: &mut World, errors: u64| {
+        let sample = |release: u64| Sample { requests: 1000, errors: if release == 2 { errors } else { 0 }, latency: vec![1000] };
+        let counts = world.copies("web").iter().map(|a| (a.id, sample(a.release))).collect();
+        let generation = world.state.index;
+        world.apply(Command::CountTraffic { router: "edge".into(), generation, counts })
+    };
+    count(&mut world, 1000);
+    assert_eq!(world.deployment("web").traffic.new.requests, 0, "nothing is compared yet");
+    world.run(5);
+    assert_eq!(world.deployment("web").phase, DeploymentPhase::Baking);
+    count(&mut world, 0);
+    let traffic = world.deployment("web").traffic;
+    assert_eq!((traffic.new.requests, traffic.old.requests), (1000, 3000));
+    world.run(65);
+    let deployment = world.deployment("web");
+    assert_eq!((deployment.step, deployment.traffic.new.requests), (1, 0), "each step is counted by itself");
+    count(&mut world, 200);
+    world.run(3);
+    let deployment = world.deployment("web");
+    assert_eq!(deployment.phase, DeploymentPhase::RolledBack);
+    assert!(deployment.reason.unwrap().to_string().starts_with("20.0 % of 1000 requests to the new copies failed"));
+}

@@ -5,7 +5,8 @@ use optimus_common::api::v1 as api;
 use optimus_common::api::v1::{DeploymentPhase, DeploymentStepView, ReasonView};
 use optimus_common::spec::Strategy;
 
-use crate::deployments::{Findings, preflight};
+use crate::deployments::analysis::Sample;
+use crate::deployments::{Findings, Gate, gate, preflight};
 use crate::reconciler;
 use crate::state::{Deployment, State};
 
@@ -33,6 +34,8 @@ pub fn deployment(state: &State, row: &Deployment) -> api::Deployment {
         from_copies: _,
         relapses: _,
         prepared: _,
+        release_step,
+        traffic,
     } = row;
     let workload = state.workload(key);
     // While rolling back, what counts is the release it goes back to.
@@ -57,7 +60,13 @@ pub fn deployment(state: &State, row: &Deployment) -> api::Deployment {
         steps: if *strategy == Strategy::Canary { steps(state, row, *step) } else { vec![] },
         paused: paused.is_some(),
         promoted: *promoted || !row.keeps_old(),
+        release_step: *release_step,
+        traffic: (*traffic != Default::default()).then(|| api::TrafficView { new: side(&traffic.new), old: side(&traffic.old) }),
     }
+}
+
+fn side(sample: &Sample) -> api::TrafficSide {
+    api::TrafficSide { requests: sample.requests, errors: sample.errors }
 }
 
 fn steps(state: &State, row: &Deployment, current: u32) -> Vec<DeploymentStepView> {
@@ -85,6 +94,10 @@ fn deadline_at(state: &State, row: &Deployment) -> Option<optimus_common::Timest
     match row.phase {
         DeploymentPhase::Baking => baked_at(state, row),
         DeploymentPhase::Promoting if row.keeps_old() => None,
+        DeploymentPhase::Preparing if row.release_step.is_some() => match gate(state, state.workload(&row.key)?, row, row.progress_at) {
+            Gate::Wait { until, .. } => Some(until),
+            _ => None,
+        },
         _ => Some(row.progress_at + row.deadline),
     }
 }
@@ -105,6 +118,10 @@ fn waiting_for(state: &State, row: &Deployment) -> Option<Reason> {
         return Some(Reason::Paused { since: pause.since, why: pause.why.clone() });
     }
     match row.phase {
+        DeploymentPhase::Preparing if row.release_step.is_some() => match gate(state, workload, row, row.progress_at) {
+            Gate::Wait { why, .. } => Some(why),
+            _ => None,
+        },
         DeploymentPhase::Preparing => {
             preflight(state, workload, &**state.release(&row.key, row.release)?, &Findings::default(), row.progress_at)
         }

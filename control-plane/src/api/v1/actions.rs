@@ -3,8 +3,9 @@
 use axum::response::Response;
 use optimus_common::api::v1::{ActionAnswer, FieldError, ScaleRequest};
 use optimus_common::reason::code;
+use optimus_common::spec::{self, ProjectSpec, WorkloadSpec};
 use optimus_common::{DeploymentId, WorkloadKey};
-use optimus_core::state::{Applied, COPIES_MAX, Command, State};
+use optimus_core::state::{Applied, COPIES_MAX, Command, NewLimits, State};
 use optimus_core::view;
 
 use crate::api::context::Ctx;
@@ -12,20 +13,42 @@ use crate::api::idempotency::{self, ChangeQuery, Identity, mark_replayed};
 use crate::api::json;
 use crate::api::problem::ApiError;
 
-/// Set how many copies of a workload run.
+/// Set how many copies of a workload run, or the limits of its copies, which take them on as they run.
 #[utoipa::path(post, path = "/v1/projects/{project}/envs/{env}/workloads/{workload}:scale", tag = "workloads",
     operation_id = "scale_workload", params(ChangeQuery), request_body = ScaleRequest, responses((status = 200, body = ActionAnswer)))]
 pub(crate) async fn scale_workload(mut ctx: Ctx) -> Result<Response, ApiError> {
     let key = ctx.workload_key()?;
     let body = ctx.take_body();
     let bytes = json::body_bytes(&ctx.parts.headers, body, false).await?;
-    let ScaleRequest { copies } = json::parse(&bytes)?;
-    if copies > COPIES_MAX {
+    let ScaleRequest { copies, cpu, memory_request, memory_limit } = json::parse(&bytes)?;
+    if let Some(copies) = copies.filter(|copies| *copies > COPIES_MAX) {
         let error = FieldError { pointer: "/copies".into(), message: format!("at most {COPIES_MAX}") };
         return Err(ApiError::invalid(code::INVALID_SPEC, format!("{copies} copies are more than {COPIES_MAX}"), vec![error]));
     }
     let deployment = DeploymentId(ctx.store().env.new_id());
+    let limits = NewLimits { cpu, memory_request, memory_limit };
+    if limits != NewLimits::default() {
+        let (follows, command) = (Some(key.clone()), Command::Resize { key, limits, copies, deployment });
+        return commit(ctx, &bytes, follows, |state| resized(state, command)).await;
+    }
+    let Some(copies) = copies else {
+        let error = FieldError { pointer: "/copies".into(), message: "say copies, cpu or memory".into() };
+        return Err(ApiError::invalid(code::INVALID_SPEC, "nothing to change was given", vec![error]));
+    };
     act(ctx, &bytes, Command::Scale { key, copies, deployment }).await
+}
+
+/// The command, if what it makes of the spec keeps its rules.
+fn resized(state: &State, command: Command) -> Result<Command, ApiError> {
+    let Command::Resize { key, limits, .. } = &command else { return Ok(command) };
+    let Some(release) = state.workload(key).and_then(|w| state.release(key, w.release)) else { return Ok(command) };
+    let spec = WorkloadSpec { resources: limits.of(release.spec.resources), ..(*release.spec).clone() };
+    let (project, environment) = (key.project.clone(), key.environment.clone());
+    let errors = spec::check(&ProjectSpec { project, environment, workloads: [(key.workload.clone(), spec)].into() });
+    match errors.first() {
+        None => Ok(command),
+        Some(first) => Err(ApiError::invalid(code::INVALID_SPEC, first.message.clone(), errors)),
+    }
 }
 
 /// Restart all copies of a workload, a few at a time.

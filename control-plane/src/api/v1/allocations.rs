@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use optimus_common::api::v1::{Allocation, Explanation, Page};
+use optimus_common::protocol::RELEASE_SLOT;
 use optimus_common::{AllocId, Name, NodeId, Span, WorkloadKey};
 use optimus_core::state::{Alloc, State};
 use optimus_core::view;
@@ -126,8 +127,10 @@ pub(crate) fn find(state: &State, key: &WorkloadKey, wanted: &str) -> Result<Arc
     {
         return Ok(alloc.clone());
     }
-    let index: Option<u32> =
-        wanted.strip_prefix(key.workload.as_str()).and_then(|rest| rest.strip_prefix('-')).and_then(|n| n.parse().ok());
+    let index: Option<u32> = wanted
+        .strip_prefix(key.workload.as_str())
+        .and_then(|rest| rest.strip_prefix('-'))
+        .and_then(|n| if n == "release" { Some(RELEASE_SLOT) } else { n.parse().ok() });
     let in_slot = state.allocs_of(key).filter(|alloc| Some(alloc.index) == index);
     let best = in_slot.max_by_key(|alloc| (alloc.run, !alloc.has_ended(), alloc.release, alloc.id));
     best.cloned().ok_or_else(|| {

@@ -4,8 +4,9 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use axum::response::Response;
-use optimus_common::api::v1::{ActionAnswer, EndpointAck, EndpointSet, FieldError, Page};
+use optimus_common::api::v1::{ActionAnswer, CopyTraffic, EndpointAck, EndpointSet, FieldError, Page};
 use optimus_common::reason::code;
+use optimus_core::deployments::analysis::{LATENCY_BUCKETS, Sample};
 use optimus_core::endpoints;
 use optimus_core::state::{self, Command, State};
 
@@ -20,6 +21,8 @@ use crate::api::watch;
 
 /// Longest name of a router.
 const ROUTER_NAME_MAX: usize = 100;
+/// Most copies whose requests are counted in one acknowledgement.
+const COPIES_COUNTED_MAX: usize = 1000;
 
 /// The endpoints of the workloads, by their name. With `index` and `wait`: as soon as they changed.
 #[utoipa::path(get, path = "/v1/endpoints", tag = "endpoints", operation_id = "list_endpoints", params(WorkloadsQuery),
@@ -56,11 +59,24 @@ pub(crate) async fn list_endpoints(ctx: Ctx) -> Result<Response, ApiError> {
 pub(crate) async fn ack_endpoints(mut ctx: Ctx) -> Result<Response, ApiError> {
     let body = ctx.take_body();
     let bytes = json::body_bytes(&ctx.parts.headers, body, false).await?;
-    let EndpointAck { router, generation } = json::parse(&bytes)?;
+    let EndpointAck { router, generation, traffic } = json::parse(&bytes)?;
     if router.is_empty() || router.len() > ROUTER_NAME_MAX || router.contains(char::is_control) {
         let message = format!("a router's name has 1 to {ROUTER_NAME_MAX} bytes and no control characters");
         let error = FieldError { pointer: "/router".into(), message: message.clone() };
         return Err(ApiError::invalid(code::INVALID_SPEC, message, vec![error]));
     }
-    act(ctx, &bytes, Command::AckEndpoints { router, generation }).await
+    if traffic.len() > COPIES_COUNTED_MAX || traffic.iter().any(|copy| copy.latency.len() > LATENCY_BUCKETS) {
+        let message = format!("at most {COPIES_COUNTED_MAX} copies are counted at once, with {LATENCY_BUCKETS} numbers each");
+        let error = FieldError { pointer: "/traffic".into(), message: message.clone() };
+        return Err(ApiError::invalid(code::INVALID_SPEC, message, vec![error]));
+    }
+    let counts: Vec<_> = traffic
+        .into_iter()
+        .map(|CopyTraffic { alloc, requests, errors, latency }| (alloc, Sample { requests, errors: errors.min(requests), latency }))
+        .collect();
+    let command = match counts.is_empty() {
+        true => Command::AckEndpoints { router, generation },
+        false => Command::CountTraffic { router, generation, counts },
+    };
+    act(ctx, &bytes, command).await
 }

@@ -72,11 +72,15 @@ fn shown(state: &State, planned: &Planned, specs: &BTreeMap<Name, WorkloadSpec>)
         changes.truncate(CHANGES_SHOWN);
     }
     let listed = moves.iter().take(MOVES_SHOWN).map(|m| PlannedMove {
-        copy: format!("{}-{}", key.workload, m.slot),
+        copy: match m.what {
+            What::ReleaseCommand => format!("{}-release", key.workload),
+            _ => format!("{}-{}", key.workload, m.slot),
+        },
         action: match m.what {
             What::Place => "place",
             What::Stop(_) => "stop",
             What::Adopt => "in_place",
+            What::ReleaseCommand => "release_command",
         }
         .into(),
         release: m.release,

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use optimus_common::RunId;
+use optimus_common::protocol::RELEASE_SLOT;
 use optimus_common::spec::job::{Runs, Schedule};
 use optimus_common::spec::{Kind as WorkloadKind, WorkloadSpec};
-use optimus_core::state::{Command, NodeChange, RunOrder};
+use optimus_common::{DeploymentId, RunId};
+use optimus_core::state::{Command, NewLimits, NodeChange, RunOrder};
 
 use super::super::parse::{Args, same};
 use super::super::world::{World, key};
@@ -72,6 +73,44 @@ const WORDS: &[Word] = &[
         kind: Kind::Act,
         help: "likewise, and then they end with this status",
         run: |world, args| takes(world, args, args.parse("CODE")?),
+    },
+    Word {
+        pattern: "release command of NAME takes SPAN exit CODE",
+        kind: Kind::Act,
+        help: "how long it works, and its exit status",
+        run: |world, args| {
+            world.agents.work.insert(format!("{}-release", args.get("NAME")?), (args.parse("SPAN")?, args.parse("CODE")?));
+            Ok(())
+        },
+    },
+    Word {
+        pattern: "release command of NAME ran COUNT times",
+        kind: Kind::Check,
+        help: "since the workload is there, as far as records are kept",
+        run: |world, args| {
+            let of = key(args.get("NAME")?)?;
+            let ran = world.state.allocs_in(&of, RELEASE_SLOT).count();
+            same(&ran.to_string(), args.get("COUNT")?)
+        },
+    },
+    Word {
+        pattern: "resize NAME SETTINGS...",
+        kind: Kind::Act,
+        help: "`optimus scale --cpu --memory`: `cpu=`, `memory=` (reserved), `memory-limit=`, taken on by what runs",
+        run: |world, args| {
+            let mut limits = NewLimits::default();
+            for (name, value) in args.settings()? {
+                match name {
+                    "cpu" => limits.cpu = Some(value.parse()?),
+                    "memory" => limits.memory_request = Some(value.parse()?),
+                    "memory-limit" => limits.memory_limit = Some(value.parse()?),
+                    other => anyhow::bail!("there is no setting `{other}`"),
+                }
+            }
+            let deployment = DeploymentId(world.next_id());
+            world.ask(Command::Resize { key: key(args.get("NAME")?)?, limits, copies: None, deployment });
+            Ok(())
+        },
     },
     Word {
         pattern: "cordon NODE",

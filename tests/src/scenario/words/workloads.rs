@@ -251,6 +251,24 @@ const SETTINGS: &[Setting<WorkloadSpec>] = &[
         },
     },
     Setting {
+        key: "after",
+        help: "workloads that must be ready before, by commas, or `none` (unless said)",
+        set: |spec, value| {
+            let names = value.split(',').filter(|name| *name != "none").map(Name::new);
+            spec.update.after = names.collect::<Result<_, _>>()?;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "release-command",
+        help: "the timeout of a command that runs once in each deployment, or `none` (unless said)",
+        set: |spec, value| {
+            let step = |timeout| ReleaseStep { run: Run::Argv(vec!["migrate".into()]), timeout };
+            spec.update.release = if value == "none" { None } else { Some(step(value.parse()?)) };
+            Ok(())
+        },
+    },
+    Setting {
         key: "image",
         help: "of a container",
         set: |spec, value| {

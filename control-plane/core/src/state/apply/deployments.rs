@@ -4,7 +4,7 @@ use optimus_common::DeploymentId;
 use optimus_common::spec::Strategy;
 
 use super::*;
-use crate::deployments::{RELAPSES_MAX, strategy_of};
+use crate::deployments::{RELAPSES_MAX, is_wanted, strategy_of};
 
 /// What a deployment begins with.
 pub(super) struct Begin {
@@ -28,7 +28,8 @@ impl Step<'_> {
             (Some(row), "deploy" | "retry") => strategy_of(old.as_deref(), &row.spec, row.fresh),
             _ => Strategy::Rolling,
         };
-        let scale = trigger == "scale";
+        let shut = row.as_ref().is_some_and(|row| is_wanted(workload, row, trigger));
+        let scale = trigger == "scale" && !shut;
         let deployment = Deployment {
             id,
             key: workload.key.clone(),
@@ -52,6 +53,8 @@ impl Step<'_> {
             from_copies: from_release.map(|_| from_copies),
             relapses: 0,
             prepared: scale,
+            release_step: None,
+            traffic: Default::default(),
         };
         self.state.insert_deployment(deployment);
         workload.release = release;
@@ -187,8 +190,11 @@ impl Step<'_> {
         let fresh_clock = to > DeploymentPhase::Health || old.phase == DeploymentPhase::Preparing || step != old.step || relapse;
         row.phase = to;
         row.since = Some(at);
-        row.step = step;
+        if step != row.step || weight != row.weight {
+            row.traffic = Default::default(); // compared is what had the same share at the same time
+        }
         row.weight = weight;
+        row.step = step;
         row.prepared = true;
         row.relapses += u32::from(relapse);
         if fresh_clock && row.relapses <= RELAPSES_MAX {

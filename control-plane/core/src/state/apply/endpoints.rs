@@ -1,6 +1,7 @@
 //! Generations of endpoints, and the routers that take them on.
 
 use super::*;
+use crate::deployments::analysis::Sample;
 use crate::endpoints::ROUTER_SILENT;
 
 /// The same said again sooner than this changes nothing.
@@ -19,6 +20,30 @@ impl Step<'_> {
         for key in keys {
             self.rerouted(&key);
         }
+    }
+
+    /// Counts of copies that are not being compared are left aside.
+    pub(super) fn count_traffic(&mut self, router: String, generation: u64, counts: Vec<(AllocId, Sample)>) -> Applied {
+        let acked = self.ack_endpoints(router, generation);
+        if matches!(acked, Applied::Refused(_)) {
+            return acked;
+        }
+        let mut counted = false;
+        for (alloc, sample) in counts {
+            let Some(alloc) = self.state.allocs.get(&alloc) else { continue };
+            let of = self.state.workloads.get(&alloc.key).and_then(|w| w.deployment);
+            let Some(row) = of.and_then(|id| self.state.deployments.get_mut(&id)) else { continue };
+            let compared = row.keeps_old() && matches!(row.phase, DeploymentPhase::Baking | DeploymentPhase::Promoting);
+            let row = if compared { Arc::make_mut(row) } else { continue };
+            let side = match alloc.release {
+                release if release == row.release => &mut row.traffic.new,
+                release if Some(release) == row.from_release => &mut row.traffic.old,
+                _ => continue,
+            };
+            side.add(&sample);
+            counted = true;
+        }
+        if counted { self.done() } else { acked }
     }
 
     pub(super) fn ack_endpoints(&mut self, router: String, generation: u64) -> Applied {

@@ -1,8 +1,10 @@
 //! The reconciler's batch. Looked at again, step by step: the world may have moved on since it was made.
 
+use optimus_common::protocol::RELEASE_SLOT;
 use optimus_common::spec::Kind;
 
 use super::*;
+use crate::scheduler::Device;
 
 /// How long a port that a stranger held is avoided.
 const PORT_BLOCKED_FOR: Span = Span::secs(300);
@@ -52,6 +54,9 @@ impl Step<'_> {
     }
 
     fn place(&mut self, placement: Placement) -> bool {
+        if placement.index == RELEASE_SLOT {
+            return self.place_release_step(placement);
+        }
         let Placement { alloc, key, index, release, node, ports } = placement;
         if !self.wants_copy(&key, index, release, node) || self.state.allocs.contains_key(&alloc) {
             return false; // the world moved on since the plan was made, or the plan was proposed twice
@@ -68,6 +73,12 @@ impl Step<'_> {
             return false;
         }
         let devices = scheduler::allot_devices(self.state, node, &spec);
+        self.put_copy(Placement { alloc, key, index, release, node, ports }, devices);
+        true
+    }
+
+    fn put_copy(&mut self, placement: Placement, devices: Vec<Device>) {
+        let Placement { alloc, key, index, release, node, ports } = placement;
         let row = Alloc {
             id: alloc,
             key: key.clone(),
@@ -89,6 +100,25 @@ impl Step<'_> {
         let name = self.state.nodes.get(&node).map_or_else(String::new, |n| n.facts.name.clone());
         self.count_attempt(&key, index);
         self.event(EventKind::CopyPlaced, &subject, &format!("release {release} placed on {name}"), None);
+    }
+
+    /// The row of the deployment names it from now on, so that no other is ever placed for it.
+    fn place_release_step(&mut self, placement: Placement) -> bool {
+        let Placement { alloc, key, release, node, .. } = placement;
+        let Some(workload) = self.state.workloads.get(&key).filter(|w| !w.stopped && w.release == release).cloned() else { return false };
+        let Some(deployment) = self.running_deployment(&workload) else { return false };
+        let (id, spec) = (deployment.id, self.state.release(&key, release).and_then(|r| r.spec.release_step()));
+        let begins = deployment.release == release && deployment.release_step.is_none() && deployment.paused.is_none();
+        let wanted = begins && crate::deployments::is_shut(self.state, &workload, &deployment);
+        let Some(spec) = spec.filter(|spec| scheduler::fits(self.state, node, &key, spec, None, self.at).is_ok()) else { return false };
+        if !wanted || !deployment.phase.is_forward() || self.state.allocs.contains_key(&alloc) {
+            return false;
+        }
+        if let Some(row) = self.state.deployments.get_mut(&id) {
+            Arc::make_mut(row).release_step = Some(alloc);
+        }
+        let devices = scheduler::allot_devices(self.state, node, &spec);
+        self.put_copy(Placement { alloc, key, index: RELEASE_SLOT, release, node, ports: vec![] }, devices);
         true
     }
 

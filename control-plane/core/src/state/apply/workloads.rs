@@ -1,7 +1,7 @@
 //! What users ask of workloads: deploy, restart, scale, stop, remove.
 
-use optimus_common::DeploymentId;
 use optimus_common::spec::Kind;
+use optimus_common::{DeploymentId, Name};
 
 use super::deployments::Begin;
 use super::*;
@@ -24,6 +24,9 @@ impl Step<'_> {
                 return Applied::Refused(Refusal::KindChanged { key: item.key.clone(), is });
             }
         }
+        if let Some(path) = self.circle(&items) {
+            return Applied::Refused(Refusal::AfterCircle { path });
+        }
         let (mut deployments, mut unchanged) = (Vec::new(), Vec::new());
         for item in items {
             let id = item.deployment;
@@ -34,6 +37,22 @@ impl Step<'_> {
             }
         }
         Applied::Deployed { index: self.index, deployments, unchanged }
+    }
+
+    /// A circle of `after` that these would close, also through what other files brought.
+    fn circle(&self, items: &[DeployItem]) -> Option<Vec<String>> {
+        items.iter().filter(|item| !item.spec.update.after.is_empty()).find_map(|item| {
+            let after = |name: &Name| {
+                let key = WorkloadKey { workload: name.clone(), ..item.key.clone() };
+                if let Some(deployed) = items.iter().find(|i| i.key == key) {
+                    return deployed.spec.update.after.as_slice();
+                }
+                let held = self.state.workloads.get(&key).and_then(|w| self.state.release(&key, w.release));
+                held.map_or(&[][..], |release| release.spec.update.after.as_slice())
+            };
+            let path = optimus_common::spec::after_circle(after, &item.key.workload)?;
+            Some(path.iter().map(Name::to_string).collect())
+        })
     }
 
     pub(super) fn deploy_if(&mut self, items: Vec<DeployItem>, revision: u64) -> Applied {
@@ -134,6 +153,43 @@ impl Step<'_> {
             let (release, from_copies) = (workload.release, workload.copies);
             self.start_deployment(&mut workload, Begin { id: deployment, release, from: None, from_copies, trigger: "scale" });
         }
+        self.put_workload(workload);
+        self.done()
+    }
+
+    pub(super) fn resize(&mut self, key: WorkloadKey, limits: NewLimits, copies: Option<u32>, deployment: DeploymentId) -> Applied {
+        let mut workload = match self.changeable(&key) {
+            Ok(workload) => workload,
+            Err(refusal) => return Applied::Refused(refusal),
+        };
+        if copies.is_some_and(|copies| copies > COPIES_MAX) {
+            return too_many("copies", u64::from(COPIES_MAX));
+        }
+        if workload.stopped {
+            return Applied::Refused(Refusal::Stopped(key));
+        }
+        let cannot = |why: &str| Applied::Refused(Refusal::CannotSteer { key: key.clone(), why: why.into() });
+        let Some(current) = self.state.release(&key, workload.release).filter(|r| r.spec.kind == Kind::Service).cloned() else {
+            return cannot("only the copies of a service are resized as they run; deploy it with other limits");
+        };
+        let resources = limits.of(current.spec.resources);
+        if resources == current.spec.resources {
+            return match copies {
+                Some(copies) => self.scale(key, copies, deployment),
+                None => self.unchanged(),
+            };
+        }
+        if self.running_deployment(&workload).is_some() {
+            return cannot("one is under way; when it has ended, or was aborted, its copies can be resized");
+        }
+        let number = workload.newest + 1;
+        let spec =
+            Arc::new(optimus_common::spec::WorkloadSpec { resources, copies: copies.or(current.spec.copies), ..(*current.spec).clone() });
+        let release = Release { number, spec, source: None, created_at: self.at, fresh: false, ..Release::clone(&current) };
+        self.state.releases.insert((key.clone(), number), Arc::new(release));
+        let (from, from_copies) = (workload.stable, workload.copies);
+        workload.copies = copies.unwrap_or(workload.copies);
+        self.start_deployment(&mut workload, Begin { id: deployment, release: number, from, from_copies, trigger: "resize" });
         self.put_workload(workload);
         self.done()
     }
