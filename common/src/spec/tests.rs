@@ -128,6 +128,9 @@ fn every_field_is_documented_and_its_example_is_read() {
         if on_admin {
             text.push_str("ports = { admin = 9000 }\n");
         }
+        if field.name.starts_with("container") {
+            text.push_str("image = \"app:1\"\n"); // of which it says more
+        }
         good(&format!("{text}{}\n", field.example));
     }
     assert_eq!(explain_field("no-such"), None);
@@ -422,6 +425,7 @@ fn every_line_the_template_offers_is_valid_when_it_is_taken() {
             .filter(|l| key != "ports" || !l.starts_with("port ="))
             .map(|l| format!("{l}\n"))
             .collect();
-        good(&kept.replacen(&format!("# {line}\n"), &format!("{line}\n"), 1));
+        let image = if key == "container" { "image = \"app:1\"\n" } else { "" };
+        good(&kept.replacen(&format!("# {line}\n"), &format!("{image}{line}\n"), 1));
     }
 }
