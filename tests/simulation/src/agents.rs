@@ -13,6 +13,7 @@ use optimus_agent::manager::reconcile::{HeldState, Step, diff};
 use optimus_common::env::Clock;
 use optimus_common::protocol::{AllocStatus, DesiredAlloc, NodeFacts, Phase};
 use optimus_common::reason::Exit;
+use optimus_common::spec::Resources;
 use optimus_common::{AllocId, Bytes, Millicores, NodeId, Reason, Span};
 use optimus_control_plane::gateway::{GRACE, LEASE};
 use optimus_core::reconciler::desired_for;
@@ -116,6 +117,8 @@ struct Copy {
     /// The attempt whose process runs.
     runs: Option<u32>,
     due: Vec<(Duration, Happened)>,
+    /// The limits in force, and those that are wanted.
+    limits: (Resources, Resources),
     status: AllocStatus,
     /// Sequence the control plane has.
     told: u64,
@@ -200,12 +203,23 @@ impl Host {
                         }
                         Happened::Started { attempt } if copy.machine.live() == Some(*attempt) && copy.runs.is_none() => {
                             copy.runs = Some(*attempt);
+                            if copy.policy.run_once {
+                                let code = i32::from(!calm && rng.chance(15.0));
+                                let exit = Exit { code: Some(code), signal: None, oom: None, at: now.wall, ran_for: Span(10) };
+                                let ended = Happened::Ended { attempt: *attempt, reason: Reason::Exited { exit }, jitter: 0.5 };
+                                copy.due.push((now.mono + Duration::from_millis(rng.range(10..1500)), ended));
+                            }
                             world.see(&Event::Process { node: self.node, alloc: *id, ports: &copy.ports, runs: true });
                         }
                         Happened::Started { .. } => continue,
                         _ => {}
                     }
                     copy.happen(event, now, rng, calm);
+                }
+                // A kernel that cannot give the limits now can later.
+                if !ends && copy.limits.0 != copy.limits.1 && (calm || rng.chance(20.0)) {
+                    copy.limits.0 = copy.limits.1;
+                    copy.say_state(now);
                 }
                 if !ends && copy.machine.deadline().is_some_and(|at| at <= now.mono) {
                     copy.happen(Happened::Tick, now, rng, calm);
@@ -227,6 +241,12 @@ impl Host {
         let calm = world.is_calm();
         let wanted: BTreeMap<AllocId, bool> = allocs.iter().map(|a| (a.id, a.run)).collect();
         let states = copies.iter().map(|(id, c)| (*id, HeldState { stopping: c.stopping, ended: c.machine.is_final() })).collect();
+        for alloc in allocs {
+            let spec = copies.contains_key(&alloc.id).then(|| alloc.spec().ok()).flatten();
+            if let (Some(copy), Some(spec)) = (copies.get_mut(&alloc.id), spec) {
+                copy.limits.1 = spec.resources;
+            }
+        }
         for step in diff(&wanted, &states) {
             match step {
                 Step::Take { alloc, run } => {
@@ -241,6 +261,7 @@ impl Host {
                         attempt: 0,
                         runs: None,
                         due: Vec::new(),
+                        limits: (spec.resources, spec.resources),
                         status: AllocStatus::unknown(alloc),
                         told: 0,
                     };
@@ -374,11 +395,19 @@ impl Copy {
                 }
             }
         }
+        self.say_state(now);
+    }
+
+    /// Takes what is new into the status that the control plane is told.
+    fn say_state(&mut self, now: Now) {
         let (phase, reason) = describe(self.machine.state(), None);
         let ready = matches!(self.machine.state(), CopyState::Running { .. });
         let restarts = self.attempt.saturating_sub(1);
-        if (self.status.phase, self.status.ready, self.status.restarts) != (phase, ready, restarts) || self.status.seq == 0 {
+        let limits = Some(self.limits.0);
+        let said = (self.status.phase, self.status.ready, self.status.restarts, self.status.limits);
+        if said != (phase, ready, restarts, limits) || self.status.seq == 0 {
             self.status.seq += 1;
+            self.status.limits = limits;
             self.status.started_at = if phase == Phase::Running { self.status.started_at.or(Some(now.wall)) } else { None };
             (self.status.phase, self.status.ready, self.status.reason, self.status.restarts) = (phase, ready, reason, restarts);
         }

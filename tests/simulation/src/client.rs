@@ -25,7 +25,7 @@ pub const COPIES: u32 = 2;
 /// Where a release keeps its value.
 const VALUE: &str = "VALUE";
 /// Longest a client tries one request.
-const PATIENCE: Duration = Duration::from_secs(8);
+pub const PATIENCE: Duration = Duration::from_secs(8);
 /// Longest it waits for one answer.
 const ONE_TRY: Duration = Duration::from_millis(2500);
 
@@ -86,15 +86,17 @@ pub struct Client {
 }
 
 impl Client {
-    fn uuid(&mut self) -> uuid::Uuid {
+    pub fn uuid(&mut self) -> uuid::Uuid {
         uuid::Uuid::from_u64_pair(self.rng.u64(), self.rng.u64())
     }
 
     fn deploy(&mut self, workload: &str, value: u64, copies: Option<u32>) -> Command {
         let deployment = DeploymentId(self.uuid());
-        Command::Deploy {
-            items: vec![DeployItem { key: key(workload), spec: Arc::new(spec(workload, value, copies)), source: None, deployment }],
-        }
+        Self::deploy_spec(workload, spec(workload, value, copies), deployment)
+    }
+
+    pub fn deploy_spec(workload: &str, spec: WorkloadSpec, deployment: DeploymentId) -> Command {
+        Command::Deploy { items: vec![DeployItem { key: key(workload), spec: Arc::new(spec), source: None, deployment }] }
     }
 
     /// Sends one command until it is answered or the patience is over. `None`: nobody knows whether it took effect.
@@ -201,6 +203,7 @@ impl Client {
                 49..51 => {
                     self.send(Command::StopWorkload { key: key(workload) }, PATIENCE).await;
                 }
+                51..66 => self.operate().await,
                 _ => self.read().await,
             }
         }

@@ -13,6 +13,12 @@ use crate::entropy::Rng;
 /// Wall time at which every run starts.
 pub const EPOCH_MS: i64 = 1_800_000_000_000;
 
+/// The time on a clock that is right.
+pub fn wall(world: &crate::world::World) -> Timestamp {
+    Timestamp(EPOCH_MS as u64 + world.now() / 1000)
+}
+
+
 /// One machine's clocks.
 #[derive(Clone, Debug)]
 pub struct SimClock {

@@ -22,6 +22,7 @@ pub mod history;
 pub mod invariants;
 pub mod model;
 pub mod net;
+pub mod operator;
 pub mod planted;
 pub mod run;
 pub mod runner;

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use optimus_common::join_token::Role;
-use optimus_common::{ClusterId, NodeId, Timestamp, TokenId};
-use optimus_core::state::{Applied, Command, State};
+use optimus_common::{ClusterId, NodeId, Timestamp, TokenId, WorkloadKey};
+use optimus_core::state::{Alloc, Applied, Command, LEVEL, ServerFacts, State, Workload};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
@@ -15,6 +15,7 @@ use crate::client::{Client, follow};
 use crate::entropy::{Rng, seed_process};
 use crate::faults::{Nemesis, leader, retire};
 use crate::invariants::{End, Event};
+use crate::operator::route;
 use crate::server::Server;
 use crate::world::{World, part};
 
@@ -109,9 +110,12 @@ async fn story(world: &Arc<World>, rng: &mut Rng) -> Result<(), String> {
     for number in 1..=READERS {
         tokio::spawn(follow(world.clone(), number, Rng::new(world.seed, part::READERS + number)));
     }
+    tokio::spawn(route(world.clone(), Rng::new(world.seed, part::ROUTER)));
     let nemesis = Nemesis { world: world.clone(), rng: Rng::new(world.seed, part::FAULTS), damaged: false, unresolved: false };
     nemesis.run(Instant::now() + FAULTS_FOR).await;
     heal(world);
+    let orderly = Client { world: world.clone(), rng: Rng::new(world.seed, part::CLIENTS + CLIENTS + 1), number: CLIENTS + 1, written: 0 };
+    tokio::spawn(orderly.tidy_up());
     for task in tasks {
         let _ = task.await; // a panic in a client is told by the hook
     }
@@ -140,8 +144,12 @@ async fn found(world: &Arc<World>, rng: &mut Rng) -> Result<(), String> {
     let patience = Duration::from_secs(30);
     let id = |n: u128| uuid::Uuid::from_u128(n);
     let forever = Timestamp(u64::MAX / 2);
+    let text = || "s1".to_owned();
+    let facts = ServerFacts { name: text(), address: text(), api: text(), version: text(), level: LEVEL };
     let mut commands = vec![
         Command::CreateCluster { id: ClusterId(id(1)), ca_certificate: vec![], ca_key_sealed: vec![] },
+        Command::AdmitServer { token: None, server: facts, key_fingerprint: vec![] },
+        Command::RaiseVersion { to: LEVEL },
         Command::CreateToken { id: TokenId(id(2)), secret_hash: vec![], expires_at: forever, uses: 100, role: Role::Agent },
     ];
     for number in 0..rng.range(2..7) {
@@ -164,7 +172,8 @@ async fn found(world: &Arc<World>, rng: &mut Rng) -> Result<(), String> {
     for host in world.hosts() {
         tokio::spawn(host.live(world.clone()));
     }
-    client.found(patience).await
+    client.found(patience).await?;
+    client.found_steered(patience).await
 }
 
 /// Ends every fault; what is down starts.
@@ -249,37 +258,44 @@ fn unsettled(world: &Arc<World>) -> Option<String> {
         return Some(format!("server {first} is at {}, server {other} at {}", state.index, its.index));
     }
     if let Some(deployment) = state.deployments.values().find(|d| !d.phase.is_final()) {
-        let now = Timestamp(crate::clock::EPOCH_MS as u64 + world.now() / 1000);
+        let now = crate::clock::wall(world);
         let why = state.workload(&deployment.key).map(|w| optimus_core::view::explain_workload(&state, w, now));
         let why = why.map(|w| format!("{}; {:?}; failures {:?}", w.summary, w.evidence, state.failures)).unwrap_or_default();
         return Some(format!("deployment of {} release {} is {:?}: {why}", deployment.key, deployment.release, deployment.phase));
     }
-    for workload in state.workloads.values() {
-        let wanted = if workload.stopped { 0 } else { workload.copies };
-        let ready = state.allocs_of(&workload.key).filter(|a| a.run && a.is_ready()).count() as u32;
-        if ready != wanted {
-            let copies: Vec<String> = state
-                .allocs_of(&workload.key)
-                .map(|a| {
-                    let up = state.nodes.get(&a.node).is_some_and(|n| n.up);
-                    format!(
-                        "{} of release {} on {} (up {up}) run {} {:?} ready {}",
-                        a.name(),
-                        a.release,
-                        a.node,
-                        a.run,
-                        a.phase(),
-                        a.is_ready()
-                    )
-                })
-                .collect();
-            return Some(format!("{} has {ready} of {wanted} copies ready: {copies:?}", workload.key));
+    if let Some(run) = state.runs.values().find(|run| !run.phase.is_final()) {
+        return Some(format!("run {} of {} is {:?}: {:?}", run.number, run.job, run.phase, copies_of(&state, &run.job)));
+    }
+    for workload in state.workloads.values().filter(|w| !is_shut(&state, w)) {
+        let seen = optimus_core::view::workload(&state, workload, crate::clock::wall(world));
+        // Beyond the wanted number nothing is left either.
+        let (wanted, ready) = (seen.copies_wanted, state.allocs_of(&workload.key).filter(|a| a.run && a.is_ready()).count() as u32);
+        if (seen.copies_ready, ready) != (wanted, wanted) {
+            let copies = copies_of(&state, &workload.key);
+            let explained = optimus_core::view::explain_workload(&state, workload, crate::clock::wall(world)).summary;
+            return Some(format!("{} has {ready} of {wanted} copies ready: {explained}; {copies:?}", workload.key));
         }
     }
     let wanted: BTreeSet<(NodeId, _)> = state.allocs.values().filter(|a| a.run).map(|a| (a.node, a.id)).collect();
     let running: BTreeSet<(NodeId, _)> =
         world.hosts().iter().flat_map(|h| h.running().into_iter().map(|id| (h.node, id)).collect::<Vec<_>>()).collect();
     wanted.symmetric_difference(&running).next().map(|(node, id)| format!("copy {id} on {node}: wanted and running differ"))
+}
+
+/// Its release command failed, or was called off, and it never had a release that ran: there is nothing to run.
+fn is_shut(state: &State, workload: &Workload) -> bool {
+    let newest = workload.deployment.and_then(|id| state.deployments.get(&id));
+    let has_step = state.release(&workload.key, workload.release).is_some_and(|r| r.spec.update.release.is_some());
+    workload.stable.is_none() && has_step && newest.is_some_and(|d| d.phase.is_final() && !d.prepared)
+}
+
+fn copies_of(state: &State, key: &WorkloadKey) -> Vec<String> {
+    let told = |a: &Alloc| {
+        let up = state.nodes.get(&a.node).is_some_and(|n| n.up);
+        let Alloc { release, node, run, .. } = a;
+        format!("{} of release {release} on {node} (up {up}) run {run} {:?} ready {}", a.name(), a.phase(), a.is_ready())
+    };
+    state.allocs_of(key).map(|a| told(a)).collect()
 }
 
 /// Tries until it gives something or `limit` of virtual time is over.

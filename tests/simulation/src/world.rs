@@ -25,6 +25,7 @@ pub mod part {
     pub const HOSTS: u64 = 2000;
     pub const SERVERS: u64 = 3000;
     pub const READERS: u64 = 4000;
+    pub const ROUTER: u64 = 5000;
 }
 
 /// Everything of one run.
