@@ -35,7 +35,7 @@ use optimus_common::protocol::RELEASE_SLOT;
 use optimus_common::spec::Kind;
 use optimus_common::{AllocId, Reason, Span, Timestamp, WorkloadKey};
 
-use crate::deployments::{Findings, Gate, ROUTERS_MAX_WAIT, Verdict, gate, preflight};
+use crate::deployments::{Findings, Gate, ROUTERS_MAX_WAIT, Verdict, gate, is_shut, preflight};
 use crate::drain;
 use crate::endpoints;
 use crate::scheduler::{self, Ask, View};
@@ -116,6 +116,10 @@ pub fn unplaced(state: &State, workload: &Workload, index: u32, now: Timestamp) 
         return None;
     }
     let release = state.release(&workload.key, workload.release)?;
+    let newest = workload.deployment.and_then(|id| state.deployments.get(&id));
+    if let Some(shut) = newest.filter(|d| is_shut(state, workload, d) && d.reason.is_some()) {
+        return shut.reason.clone();
+    }
     let failures = state.failures.get(&(workload.key.clone(), index)).filter(|f| f.release == release.number);
     if failures.is_some_and(|f| now < retry_at(f, now)) {
         let last = state.allocs_in(&workload.key, index).filter(|a| a.has_ended()).last();

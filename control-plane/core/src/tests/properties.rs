@@ -5,7 +5,7 @@ use proptest::prelude::{Strategy as Generates, *};
 use super::{Behaviour, World, changed, facts, id, key};
 use crate::state::*;
 use crate::{reconciler, scheduler};
-use optimus_common::spec::{Amount, CanaryStep, Disconnect, Keep, Strategy, Update};
+use optimus_common::spec::{Amount, CanaryStep, Disconnect, Keep, ReleaseStep, Run, Strategy, Update};
 use optimus_common::{AllocId, DeploymentId, Millicores, NodeId, Span};
 
 /// What users and the world may do.
@@ -39,12 +39,23 @@ pub(super) enum Act {
         how: u8,
     },
     Pass(u8),
+    /// 0: release commands end well from now on, 1: badly, 2: not at all.
+    CommandsEnd(u8),
+    /// 0: cordon, 1: uncordon, 2: drain.
+    Tend {
+        node: u8,
+        how: u8,
+    },
+    Resize {
+        workload: u8,
+        cpu: u16,
+    },
 }
 
 pub(super) fn act() -> impl Generates<Value = Act> {
     let w = 0u8..3;
     prop_oneof![
-        (w.clone(), 0u8..5, 10u16..2500, 0u8..3, any::<bool>(), 0u8..12)
+        (w.clone(), 0u8..5, 10u16..2500, 0u8..3, any::<bool>(), 0u8..16)
             .prop_map(|(workload, copies, cpu, version, fixed, way)| { Act::Deploy { workload, copies, cpu, version, fixed, way } }),
         (w.clone(), 0u8..7).prop_map(|(workload, how)| Act::Steer { workload, how }),
         (w.clone(), 0u8..6).prop_map(|(workload, copies)| Act::Scale { workload, copies }),
@@ -56,6 +67,9 @@ pub(super) fn act() -> impl Generates<Value = Act> {
         (0u8..3).prop_map(Act::NodeUp),
         (1u8..5, 0u8..4).prop_map(|(release, how)| Act::Behave { release, how }),
         (0u8..20).prop_map(Act::Pass),
+        (0u8..3).prop_map(Act::CommandsEnd),
+        (0u8..3, 0u8..3).prop_map(|(node, how)| Act::Tend { node, how }),
+        (0u8..3, 10u16..2500).prop_map(|(workload, cpu)| Act::Resize { workload, cpu }),
     ]
 }
 
@@ -73,6 +87,8 @@ pub(super) fn perform(world: &mut World, act: &Act) {
             }
             set_way(&mut spec.update, *way);
             let keep = if *way % 2 == 0 { Keep::Original } else { Keep::Newest };
+            let step = ReleaseStep { run: Run::Argv(vec!["migrate".into()]), timeout: Span::secs(4) };
+            spec.update.release = (*way > 12).then_some(step);
             spec.disconnect = (*way > 7).then_some(Disconnect { lost_after: Span::secs(10), keep });
             world.deploy(&name(workload), spec);
         }
@@ -113,6 +129,17 @@ pub(super) fn perform(world: &mut World, act: &Act) {
             world.behaviour.insert(u64::from(*release), how);
         }
         Act::Pass(seconds) => world.run(u64::from(*seconds)),
+        Act::CommandsEnd(how) => world.command_ends = [Some(0), Some(1), None][usize::from(*how)],
+        Act::Tend { node, how } => {
+            let drain = NodeChange::Drain { deadline: None, keep_daemons: false };
+            let change = [NodeChange::Cordon, NodeChange::Uncordon, drain][usize::from(*how)].clone();
+            world.apply(Command::ChangeNode { node: NodeId(id(100 + u128::from(*node))), change });
+        }
+        Act::Resize { workload, cpu } => {
+            let deployment = DeploymentId(world.next_id());
+            let limits = NewLimits { cpu: Some(Millicores(u32::from(*cpu))), ..NewLimits::default() };
+            world.apply(Command::Resize { key: key(&name(workload)), limits, copies: None, deployment });
+        }
     }
 }
 
@@ -191,7 +218,9 @@ proptest! {
         }
         // Nobody interferes any more, agents obey, and all nodes are there.
         world.behaviour.clear();
+        world.command_ends = Some(0);
         for n in 0..3 {
+            perform(&mut world, &Act::Tend { node: n, how: 1 });
             perform(&mut world, &Act::NodeUp(n));
         }
         world.run(60);

@@ -82,6 +82,8 @@ fn a_first_release_whose_command_failed_starts_no_copy_whatever_is_asked() {
     world.deploy("web", migrating(1));
     world.run(5);
     assert_eq!((world.deployment("web").phase, world.copies("web").len()), (DeploymentPhase::Failed, 0));
+    let why = view::explain_workload(&world.state, world.state.workload(&key("web")).unwrap(), world.now).summary;
+    assert!(why.contains("release command") && why.contains("exited with status 1"), "{why}");
     let deployment = DeploymentId(world.next_id());
     world.apply(Command::Scale { key: key("web"), copies: 3, deployment });
     world.run(5);

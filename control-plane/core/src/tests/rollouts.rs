@@ -12,7 +12,7 @@ use optimus_common::{Millicores, Span, WorkloadKey};
 
 /// Copies of a workload that should run, on nodes that answer.
 fn running(state: &State, key: &WorkloadKey) -> u32 {
-    state.allocs_of(key).filter(|a| a.run && state.nodes.get(&a.node).is_some_and(|n| n.up)).count() as u32
+    state.allocs_of(key).filter(|a| a.run && !a.is_release_step() && state.nodes.get(&a.node).is_some_and(|n| n.up)).count() as u32
 }
 
 /// Slots of a workload somebody serves in.
