@@ -18,7 +18,6 @@ pub fn wall(world: &crate::world::World) -> Timestamp {
     Timestamp(EPOCH_MS as u64 + world.now() / 1000)
 }
 
-
 /// One machine's clocks.
 #[derive(Clone, Debug)]
 pub struct SimClock {

@@ -35,7 +35,8 @@ fn released(workload: &str, value: u64, rng: &mut Rng) -> WorkloadSpec {
     update.strategy = *rng.pick(&[Strategy::Rolling, Strategy::BlueGreen, Strategy::Canary]).unwrap_or(&Strategy::Rolling);
     update.parallel = rng.range(1..3) as u32;
     update.canary = if rng.chance(50.0) { Amount::Count(1) } else { Amount::Percent(50) };
-    update.steps = vec![CanaryStep { weight: 10, bake: Span::millis(rng.range(100..2000)) }, CanaryStep { weight: 50, bake: Span::secs(1) }];
+    update.steps =
+        vec![CanaryStep { weight: 10, bake: Span::millis(rng.range(100..2000)) }, CanaryStep { weight: 50, bake: Span::secs(1) }];
     update.hold = Span::millis(rng.range(100..3000));
     update.min_ready = Span::millis(rng.range(0..500));
     update.auto_promote = rng.chance(85.0);
@@ -119,7 +120,8 @@ impl Client {
             }
             70..78 => {
                 let memory = Some(Bytes::mib(self.rng.range(100..200)));
-                let limits = NewLimits { cpu: Some(Millicores(self.rng.range(100..500) as u32)), memory_request: memory, memory_limit: None };
+                let limits =
+                    NewLimits { cpu: Some(Millicores(self.rng.range(100..500) as u32)), memory_request: memory, memory_limit: None };
                 Command::Resize { key: key(free), limits, copies: None, deployment }
             }
             78..88 => {

@@ -279,7 +279,13 @@ fn unsettled(world: &Arc<World>) -> Option<String> {
     let wanted: BTreeSet<(NodeId, _)> = state.allocs.values().filter(|a| a.run).map(|a| (a.node, a.id)).collect();
     let running: BTreeSet<(NodeId, _)> =
         world.hosts().iter().flat_map(|h| h.running().into_iter().map(|id| (h.node, id)).collect::<Vec<_>>()).collect();
-    wanted.symmetric_difference(&running).next().map(|(node, id)| format!("copy {id} on {node}: wanted and running differ"))
+    wanted.symmetric_difference(&running).next().map(|(node, id)| {
+        let row = state.allocs.get(id);
+        let what = row.map_or_else(|| "no copy of the state".to_owned(), |a| format!("{} of release {}", a.name(), a.release));
+        let status = row.and_then(|a| a.status.as_ref()).map(|s| (s.phase, &s.reason));
+        let runs = running.contains(&(*node, *id));
+        format!("{what} ({id}) on {node}: {status:?}, {}", if runs { "runs and should not" } else { "does not run and should" })
+    })
 }
 
 /// Its release command failed, or was called off, and it never had a release that ran: there is nothing to run.

@@ -33,7 +33,7 @@ impl<'a> Pass<'a> {
         }
         let open: std::collections::BTreeSet<u32> =
             self.state.live_runs(&workload.key).filter(|r| r.phase == RunPhase::Active).flat_map(|r| r.open_slots()).collect();
-        for alloc in self.state.allocs_of(&workload.key).filter(|a| a.run && !a.is_complete() && !open.contains(&a.index)) {
+        for alloc in self.state.allocs_of(&workload.key).filter(|a| a.run && !open.contains(&a.index)) {
             self.stop(alloc, Reason::StopRequested);
         }
         for run in self.state.live_runs(&workload.key).filter(|r| r.phase == RunPhase::Active) {

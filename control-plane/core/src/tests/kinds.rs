@@ -145,6 +145,24 @@ fn runs_beyond_those_active_wait_and_beyond_those_waiting_are_refused() {
     assert_eq!(fleet.phases("encode"), [RunPhase::Cancelled, RunPhase::Succeeded, RunPhase::Succeeded]);
 }
 
+/// Seeds 1190, 1285 and 1837 of the simulator: its room was taken for ever.
+#[test]
+fn a_copy_that_ended_as_its_run_was_cancelled_keeps_no_room() {
+    let mut fleet = Fleet::new(1);
+    fleet.deploy("encode", job());
+    while fleet.state.allocs_of(&key("encode")).next().is_none() {
+        assert!(fleet.look());
+    }
+    let copy = fleet.state.allocs_of(&key("encode")).next().unwrap().clone();
+    let exit = Exit { code: Some(0), signal: None, oom: None, at: fleet.now, ran_for: Span(5) };
+    let status = AllocStatus { seq: 1, phase: Phase::Stopped, reason: Some(Reason::Exited { exit }), ..AllocStatus::unknown(copy.id) };
+    fleet.apply(Command::Report { node: copy.node, statuses: vec![status], gone: vec![] });
+    fleet.apply(Command::CancelRun { key: key("encode"), number: 1 });
+    fleet.settle();
+    assert_eq!(fleet.phases("encode"), [RunPhase::Cancelled]);
+    assert!(fleet.state.allocs_of(&key("encode")).all(|a| a.has_ended()));
+}
+
 #[test]
 fn a_run_is_given_what_its_job_asks_for() {
     let mut fleet = Fleet::new(1);

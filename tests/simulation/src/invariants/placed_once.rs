@@ -18,8 +18,9 @@ impl Invariant for PlacedOnce {
         }
         for new in after.allocs.values().filter(|a| !before.allocs.contains_key(&a.id)) {
             let answers = |node| after.nodes.get(node).is_some_and(|n| n.up);
-            let rival =
-                after.allocs_in(&new.key, new.index).find(|a| a.id != new.id && a.run && !a.is_leaving() && a.release == new.release && answers(&a.node));
+            let rival = after
+                .allocs_in(&new.key, new.index)
+                .find(|a| a.id != new.id && a.run && !a.is_leaving() && a.release == new.release && answers(&a.node));
             if let Some(rival) = rival {
                 return Err(format!("{} of release {} was placed at {index} beside {}", new.name(), new.release, rival.id));
             }
