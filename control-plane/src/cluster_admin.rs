@@ -2,16 +2,19 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use optimus_common::api::v1::{CaPhase, CaRotation, ClusterView, ServerRole, ServerView};
 use optimus_common::{Timestamp, clock_skew, codec};
-use optimus_core::state::{RotationPhase, State, explain_rotation, rotation_waits_for};
+use optimus_core::state::{Rewrap, RotationPhase, State, explain_rotation, rotation_waits_for};
+use optimus_host::telemetry::Chain;
 use serde::{Deserialize, Serialize};
 
-use crate::identity::pem;
+use crate::identity::{Identity, pem};
 use crate::raft::{Machine, PeerError, PeerRpc, RaftNode};
+use crate::store::Store;
 
 /// Longest wait for the leader's answer; a hand-over takes much less.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -34,6 +37,10 @@ pub trait ClusterAdmin: Send + Sync + 'static {
     fn report(&self) -> Answer<'_, Report>;
     /// Makes `to`, or the server with most of the log, the leader; gives who leads.
     fn transfer(&self, to: Option<u64>) -> Answer<'_, u64>;
+    /// Makes another root key, gives it to every server, and gives the command that brings it into use.
+    fn next_root_key(&self) -> Answer<'_, Rewrap> {
+        Box::pin(async { Err(AdminError::Refused("this server holds no root key".into())) })
+    }
 }
 
 /// What only the leader knows.
@@ -58,8 +65,22 @@ pub struct MemberReport {
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     Report,
-    Transfer { to: Option<u64> },
+    Transfer {
+        to: Option<u64>,
+    },
     Clock,
+    /// Keep this root key; it may come into use.
+    HoldRootKey(Secret),
+}
+
+/// The text of a root key on its way from one server to another.
+#[derive(Serialize, Deserialize)]
+struct Secret(Vec<u8>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,6 +90,62 @@ enum Reply {
     NotLeader,
     Refused(String),
     Clock(Timestamp),
+    /// Fingerprint of the root key that is held now.
+    Held(Vec<u8>),
+}
+
+/// The answer to `body` if it asks this server to keep a root key.
+pub fn key_answer(body: &[u8], identity: &Identity) -> Option<Bytes> {
+    let Ok(Request::HoldRootKey(text)) = codec::from_msgpack(body) else { return None };
+    let reply = match identity.hold_root_key(&text.0) {
+        Ok(fingerprint) => Reply::Held(fingerprint),
+        Err(error) => Reply::Refused(Chain(&error).to_string()),
+    };
+    Some(codec::to_msgpack(&reply).into())
+}
+
+/// [`RaftAdmin`] of a server with an identity.
+pub struct ServerAdmin<M: Machine> {
+    pub raft: RaftAdmin<M>,
+    pub identity: Arc<Identity>,
+    pub store: Store,
+}
+
+impl<M: Machine> ServerAdmin<M> {
+    async fn give_root_key(&self) -> Result<Rewrap, AdminError> {
+        let state = self.store.read().await.map_err(|e| AdminError::NoLeader(e.to_string()))?;
+        let (key, mut rewrap) = self.identity.next_root_key().map_err(|e| AdminError::Refused(Chain(&e).to_string()))?;
+        let body = Bytes::from(codec::to_msgpack(&Request::HoldRootKey(Secret(key.to_text().as_bytes().to_vec()))));
+        for row in state.servers.values().filter(|row| row.id != self.identity.server()) {
+            let who = format!("server {} ({})", row.id, row.name);
+            let without = |why: String| {
+                AdminError::Refused(format!(
+                    "{who} did not take the new root key, so the old one stays: {why}; bring it back, or remove it"
+                ))
+            };
+            let answer = self.raft.0.ask(row.id, PeerRpc::Admin, body.clone(), ANSWER_WITHIN).await.map_err(|e| without(e.to_string()))?;
+            match codec::from_msgpack(&answer) {
+                Ok(Reply::Held(fingerprint)) if fingerprint == rewrap.root_key => rewrap.holders.push(row.id),
+                Ok(Reply::Refused(why)) => return Err(without(why)),
+                _ => return Err(without("it answered something else".into())),
+            }
+        }
+        Ok(rewrap)
+    }
+}
+
+impl<M: Machine> ClusterAdmin for ServerAdmin<M> {
+    fn report(&self) -> Answer<'_, Report> {
+        self.raft.report()
+    }
+
+    fn transfer(&self, to: Option<u64>) -> Answer<'_, u64> {
+        self.raft.transfer(to)
+    }
+
+    fn next_root_key(&self) -> Answer<'_, Rewrap> {
+        Box::pin(self.give_root_key())
+    }
 }
 
 /// The answer to `body` if it asks for this server's wall clock, which is `now`.
@@ -113,7 +190,7 @@ impl<M: Machine> RaftAdmin<M> {
         }
         match request {
             // Answered before it comes here, as every server has a clock.
-            Request::Clock => Reply::Refused("no clock".into()),
+            Request::Clock | Request::HoldRootKey(_) => Reply::Refused("this server is still starting".into()),
             Request::Report => Reply::Report(report(&self.0.status())),
             Request::Transfer { to } => match self.0.transfer_leader(to).await {
                 Ok(leader) => Reply::Leader(leader),
@@ -147,7 +224,9 @@ fn unexpected(reply: Reply) -> AdminError {
     match reply {
         Reply::NotLeader => AdminError::NoLeader("the server asked does not lead any more".into()),
         Reply::Refused(why) => AdminError::Refused(why),
-        Reply::Report(_) | Reply::Leader(_) | Reply::Clock(_) => AdminError::Refused("the leader answered another question".into()),
+        Reply::Report(_) | Reply::Leader(_) | Reply::Clock(_) | Reply::Held(_) => {
+            AdminError::Refused("the leader answered another question".into())
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::announce::{self, Announcement};
 use crate::api::{self, ApiConfig, ApiDeps};
 use crate::auth::{self, Auth};
-use crate::cluster_admin::{self, RaftAdmin};
+use crate::cluster_admin::{self, RaftAdmin, ServerAdmin};
 use crate::consensus::{CoreMachine, RaftConsensus};
 use crate::gateway::{Gateway, GatewayConfig};
 use crate::identity::record::Record;
@@ -185,7 +185,12 @@ impl Server {
         let listener = TcpListener::bind(config.api_listen).await.map_err(step(format!("listen for the API on {}", config.api_listen)))?;
         let api_addr = listener.local_addr().map_err(step("listen for the API"))?;
         peers.connect(calls.clone(), identity.members().clone());
-        raft.set_handler(Arc::new(PeerCalls { admin: RaftAdmin(raft.clone()), leases: gateway.lease_handler(), env: env.clone() }));
+        raft.set_handler(Arc::new(PeerCalls {
+            admin: RaftAdmin(raft.clone()),
+            leases: gateway.lease_handler(),
+            identity: identity.clone(),
+            env: env.clone(),
+        }));
         let listening = Some((gateway.local_addr(), api_addr));
         let own = Announcement { server: raft.id(), facts: facts(config, listening), key_fingerprint: identity.key_fingerprint(), alone };
         let api_config = ApiConfig {
@@ -201,7 +206,7 @@ impl Server {
             agents: gateway.clone(),
             auth: Arc::new(Auth::new(&token)),
             joins: gateway.clone(),
-            cluster: Arc::new(RaftAdmin(raft.clone())),
+            cluster: Arc::new(ServerAdmin { raft: RaftAdmin(raft.clone()), identity: identity.clone(), store: store.clone() }),
             metrics,
         };
 
@@ -293,6 +298,7 @@ impl Server {
 struct PeerCalls {
     admin: RaftAdmin<CoreMachine>,
     leases: Arc<dyn PeerHandler>,
+    identity: Arc<Identity>,
     env: Env,
 }
 
@@ -304,8 +310,13 @@ impl PeerHandler for PeerCalls {
                 if let Some(answer) = cluster_admin::clock_answer(&body, self.env.clock.now()) {
                     return Box::pin(async { Ok(answer) });
                 }
-                let admin = RaftAdmin(self.admin.0.clone());
-                Box::pin(async move { admin.handle(&body).await })
+                let (admin, identity) = (RaftAdmin(self.admin.0.clone()), self.identity.clone());
+                Box::pin(async move {
+                    match cluster_admin::key_answer(&body, &identity) {
+                        Some(answer) => Ok(answer),
+                        None => admin.handle(&body).await,
+                    }
+                })
             }
             other => Box::pin(async move { Err(PeerError::Refused(format!("{other:?} requests are not served here"))) }),
         }

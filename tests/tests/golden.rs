@@ -21,7 +21,7 @@ use optimus_common::{
 use optimus_core::deployments::analysis::Sample;
 use optimus_core::state::command::*;
 use optimus_core::state::{Due, Member, Proposal, RotationPhase, RunPhase, SkipReason, State};
-use optimus_core::state::{Layout, Pool, Quota, QuotaKey, Volume, VolumeKey};
+use optimus_core::state::{Layout, Pool, Quota, QuotaKey, Rewrap, Volume, VolumeKey};
 use optimus_tests::harness::repo_root;
 use uuid::Uuid;
 
@@ -152,6 +152,7 @@ fn commands() -> Vec<(&'static str, Command)> {
                 deployment,
             },
         ),
+        ("rewrap", Command::Rewrap(Rewrap { steps: 3, root_key: vec![7; 16], ca_key_sealed: vec![8; 40], holders: vec![1, 2, 3] })),
         (
             "count_traffic",
             Command::CountTraffic {
@@ -248,6 +249,7 @@ fn name_of(command: &Command) -> &'static str {
         Command::MemberClock { .. } => "member_clock",
         Command::Steer { .. } => "steer",
         Command::Resize { .. } => "resize",
+        Command::Rewrap(_) => "rewrap",
         Command::CountTraffic { .. } => "count_traffic",
         Command::AckEndpoints { .. } => "ack_endpoints",
         Command::DeployIf { .. } => "deploy_if",

@@ -231,6 +231,7 @@ impl From<Refusal> for ApiError {
             | Refusal::NoCluster
             | Refusal::RotationUnderWay
             | Refusal::NoRotation
+            | Refusal::RootKeyNotHeld(_)
             | Refusal::RotationPastAbort
             | Refusal::NotYet { .. }
             | Refusal::NotAJob(_)

@@ -156,6 +156,7 @@ pub fn table() -> &'static [Route] {
             route!(v1::cluster => state_digest, ClusterAdmin, Plain),
             route!(v1::cluster => transfer_leader, ClusterAdmin, Plain),
             route!(v1::cluster => rotate_ca, ClusterAdmin, Plain),
+            route!(v1::cluster => rotate_root_key, ClusterAdmin, Plain),
             route!(v1::cluster => remove_server, ClusterAdmin, Plain),
         ]
     })

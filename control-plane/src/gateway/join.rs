@@ -268,10 +268,12 @@ async fn redeem_server(shared: &Shared, request: &ServerJoinRequest) -> Result<S
     let id = known(&state).ok_or_else(|| internal("the server was admitted and is not in the state"))?;
     let cluster = state.cluster.as_ref().ok_or_else(|| internal("the cluster has not been created yet"))?;
     let servers: Vec<&ServerRow> = state.servers.values().map(|row| &**row).collect();
+    let replaced = || No { code: &code::NO_LEADER, message: "the root key is being replaced at this moment; try again".into() };
+    let root_key = shared.identity.root_key_text(cluster).ok_or_else(replaced)?;
     Ok(ServerJoinAnswer {
         server: id,
         cluster: Blob::of(cluster),
-        root_key: shared.identity.root_key_text().as_bytes().to_vec(),
+        root_key: root_key.as_bytes().to_vec(),
         admin_token: shared.admin.expose().to_owned(),
         servers: Blob::of(&servers),
     })

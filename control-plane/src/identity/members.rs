@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 
+use optimus_common::env::Env;
 use optimus_core::state::{ServerRow, State};
-use optimus_host::tls::PinnedKeys;
+use optimus_host::tls::{Key, PinnedKeys};
 
 use super::record::{Record, RecordError};
+use super::root_key::RootKey;
 
 /// The address book; cheap to clone.
 #[derive(Clone)]
@@ -47,6 +49,14 @@ impl Members {
     /// Where to reach server `id`.
     pub fn address(&self, id: u64) -> Option<String> {
         self.rows().get(&id).map(|row| row.address.clone())
+    }
+
+    /// Seals the secrets of the record with `root`. Durable when it returns.
+    pub fn reseal(&self, key: &Key, root: &RootKey, env: &Env) -> Result<(), RecordError> {
+        let record = self.0.record.read().unwrap_or_else(|e| e.into_inner()).resealed(key, root, env);
+        record.store(&self.0.data_dir)?;
+        *self.0.record.write().unwrap_or_else(|e| e.into_inner()) = record;
+        Ok(())
     }
 
     /// Takes what the state says; tells whether that was news. Durable when it returns.

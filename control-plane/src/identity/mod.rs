@@ -14,7 +14,7 @@ pub mod root_key;
 pub mod rotation;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -85,7 +85,8 @@ pub struct Identity {
     env: Env,
     cluster: ClusterId,
     authority: RwLock<Arc<Authority>>,
-    root: RootKey,
+    data_dir: PathBuf,
+    root: RwLock<RootKey>,
     server: u64,
     key: Key,
     names: Vec<String>,
@@ -125,10 +126,18 @@ impl Identity {
 
     /// The identity this data directory's record tells of. Needs nobody else.
     pub fn open(data_dir: &Path, record: Record, names: &ServerNames, env: &Env) -> Result<Arc<Self>, IdentityError> {
-        let root = RootKey::open(data_dir)?.ok_or_else(|| RootKeyError::Missing { path: data_dir.join(root_key::FILE) })?;
+        let fits = |key: &RootKey| check_root_key(&record.cluster, key).is_ok();
+        let root = RootKey::find(data_dir, fits)?.ok_or_else(|| RootKeyError::Missing { path: data_dir.join(root_key::FILE) })?;
         let cluster = record.cluster.id;
         let authority = Authority::open(&record.cluster, &root)?;
-        let key = record.key(&root)?;
+        // Cut short while it took up another root key: the record's own key may be sealed with the one before.
+        let key = match (record.key(&root), RootKey::open(data_dir)?) {
+            (Err(_), Some(before)) => record.key(&before)?,
+            (key, _) => key?,
+        };
+        let record = record.resealed(&key, &root, env);
+        record.store(data_dir)?;
+        root.replace(data_dir)?;
         let mut all = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
         all.extend(host_name());
         all.extend(names.names.iter().cloned());
@@ -140,7 +149,8 @@ impl Identity {
             env: env.clone(),
             cluster,
             authority: RwLock::new(Arc::new(authority)),
-            root,
+            data_dir: data_dir.to_owned(),
+            root: RwLock::new(root),
             server: record.server,
             key,
             names: all,
@@ -169,9 +179,15 @@ impl Identity {
         &self.members
     }
 
-    /// The text of the root key's file: for a server that joins, and nobody else.
-    pub fn root_key_text(&self) -> zeroize::Zeroizing<String> {
-        self.root.to_text()
+    /// The text of the root key's file: for a server that joins `cluster`, and nobody else. `None` while this server has
+    /// yet to take up the key that the cluster has now.
+    pub fn root_key_text(&self, cluster: &Cluster) -> Option<zeroize::Zeroizing<String>> {
+        let root = self.root();
+        check_root_key(cluster, &root).ok().map(|()| root.to_text())
+    }
+
+    fn root(&self) -> RootKey {
+        self.root.read().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     fn authority(&self) -> Arc<Authority> {
@@ -236,7 +252,7 @@ impl Identity {
 
     /// For [`transport::server_endpoint`]: the same at each start of this server. Secret.
     pub fn reset_secret(&self) -> [u8; 32] {
-        self.root.derive(&format!("QUIC reset of server {}", self.server))
+        self.root().derive(&format!("QUIC reset of server {}", self.server))
     }
 
     /// What this server needs to call the others.

@@ -85,6 +85,11 @@ impl Record {
         files::write_private(&path, &codec::envelope(KIND, VERSION, &bounded)).map_err(|source| RecordError::Io { path, source })
     }
 
+    /// The same record, its secrets sealed with another root key.
+    pub fn resealed(&self, key: &Key, root: &RootKey, env: &Env) -> Self {
+        Record::new(self.server, self.cluster.clone(), key, self.servers.clone(), root, env)
+    }
+
     /// The same server in the cluster as it is now.
     pub fn updated(&self, cluster: Cluster, servers: Vec<ServerRow>) -> Self {
         Record { server: self.server, cluster, key_sealed: self.key_sealed.clone(), servers }

@@ -15,6 +15,14 @@ use zeroize::Zeroizing;
 
 /// Name of the file in the data directory.
 pub const FILE: &str = "root.key";
+/// Beginning of the names of files with keys that may take its place; the fingerprint follows.
+const NEXT: &str = "root.key.next-";
+/// The key before, beside it: what was exported and archived under it is restored with it.
+pub const RETIRED: &str = "root.key.retired";
+/// Keys kept that may take its place. Each attempt to replace it leaves one.
+const NEXT_MAX: usize = 8;
+/// What tells a root key from others. A secret of its own stands behind it, so that it says nothing of the key.
+pub const FINGERPRINT_BYTES: usize = 16;
 
 const HEAD: &str = "optimus-root-key-1:";
 const KEY_BYTES: usize = 32;
@@ -67,11 +75,16 @@ impl RootKey {
         parse(&text).map(Some).ok_or(RootKeyError::Malformed { path })
     }
 
-    /// Makes the key of this data directory. Durable before it is used.
-    pub fn create(data_dir: &Path, env: &Env) -> Result<Self, RootKeyError> {
+    /// Another key. It is nowhere yet.
+    pub fn generate(env: &Env) -> Self {
         let mut key = Zeroizing::new([0u8; KEY_BYTES]);
         env.entropy.fill(key.as_mut_slice());
-        let key = RootKey(key);
+        RootKey(key)
+    }
+
+    /// Makes the key of this data directory. Durable before it is used.
+    pub fn create(data_dir: &Path, env: &Env) -> Result<Self, RootKeyError> {
+        let key = Self::generate(env);
         key.store(data_dir)?;
         Ok(key)
     }
@@ -92,6 +105,60 @@ impl RootKey {
     pub fn store(&self, data_dir: &Path) -> Result<(), RootKeyError> {
         let path = data_dir.join(FILE);
         files::write_private(&path, self.to_text().as_bytes()).map_err(|source| RootKeyError::Io { path, source })
+    }
+
+    /// Keeps the key as one that may take the place of that of the data directory. Durable when this returns.
+    pub fn store_next(&self, data_dir: &Path) -> Result<(), RootKeyError> {
+        let path = data_dir.join(self.next_name());
+        let io = |source| RootKeyError::Io { path: path.clone(), source };
+        let mut others: Vec<(std::time::SystemTime, PathBuf)> = Vec::new();
+        for held in nexts(data_dir).map_err(io)? {
+            others.push((held.metadata().and_then(|m| m.modified()).map_err(io)?, held));
+        }
+        others.sort();
+        for (_, old) in others.iter().take((others.len() + 1).saturating_sub(NEXT_MAX)) {
+            std::fs::remove_file(old).map_err(io)?;
+        }
+        files::write_private(&path, self.to_text().as_bytes()).map_err(io)
+    }
+
+    /// The first of the key of this data directory and those that may take its place that `fits`.
+    pub fn find(data_dir: &Path, fits: impl Fn(&RootKey) -> bool) -> Result<Option<Self>, RootKeyError> {
+        let Some(key) = Self::open(data_dir)? else { return Ok(None) };
+        if fits(&key) {
+            return Ok(Some(key));
+        }
+        let io = |source| RootKeyError::Io { path: data_dir.to_owned(), source };
+        for path in nexts(data_dir).map_err(io)? {
+            files::check_private(&path).map_err(io)?;
+            let text = Zeroizing::new(files::read_bounded(&path, FILE_MAX).map_err(io)?);
+            if let Some(next) = parse(&text).filter(|next| fits(next)) {
+                return Ok(Some(next));
+            }
+        }
+        Ok(Some(key))
+    }
+
+    /// Puts the key in the place of that of the data directory, which is kept as [`RETIRED`]. Durable when this returns.
+    pub fn replace(&self, data_dir: &Path) -> Result<(), RootKeyError> {
+        let io = |source| RootKeyError::Io { path: data_dir.join(FILE), source };
+        if let Some(old) = Self::open(data_dir)?.filter(|old| old.0 != self.0) {
+            files::write_private(&data_dir.join(RETIRED), old.to_text().as_bytes()).map_err(io)?;
+        }
+        self.store(data_dir)?;
+        for path in nexts(data_dir).map_err(io)? {
+            std::fs::remove_file(path).map_err(io)?;
+        }
+        Ok(())
+    }
+
+    /// Tells this key from others, and nothing of it.
+    pub fn fingerprint(&self) -> Vec<u8> {
+        self.derive("fingerprint")[..FINGERPRINT_BYTES].to_vec()
+    }
+
+    fn next_name(&self) -> String {
+        self.fingerprint().iter().fold(NEXT.to_owned(), |name, byte| format!("{name}{byte:02x}"))
     }
 
     /// The content of a key file.
@@ -142,6 +209,19 @@ impl RootKey {
     }
 }
 
+/// Files with keys that may take the place of the one in use.
+fn nexts(data_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(data_dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(NEXT) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 fn aad(what: &str, context: &[u8]) -> Vec<u8> {
     [what.as_bytes(), &[0], context].concat()
 }
@@ -183,6 +263,26 @@ mod tests {
         }
         let other = RootKey::create(tempfile::tempdir().unwrap().path(), &env).unwrap();
         assert!(other.unseal(&sealed, "CA key", b"cluster").is_err());
+    }
+
+    #[test]
+    fn a_key_that_is_replaced_is_kept_and_those_that_were_not_taken_are_not() {
+        let (dir, env) = (tempfile::tempdir().unwrap(), HostEnv::new());
+        let old = RootKey::create(dir.path(), &env).unwrap();
+        let nexts: Vec<RootKey> = (0..NEXT_MAX + 3).map(|_| RootKey::generate(&env)).collect();
+        for next in &nexts {
+            next.store_next(dir.path()).unwrap();
+        }
+        assert_eq!(super::nexts(dir.path()).unwrap().len(), NEXT_MAX, "bounded");
+        let newest = nexts.last().unwrap();
+        let is_newest = |key: &RootKey| key.fingerprint() == newest.fingerprint();
+        assert_eq!(RootKey::find(dir.path(), |key| key.0 == old.0).unwrap().unwrap().0, old.0);
+        let found = RootKey::find(dir.path(), is_newest).unwrap().unwrap();
+        found.replace(dir.path()).unwrap();
+        found.replace(dir.path()).unwrap(); // after a crash
+        assert_eq!(RootKey::open(dir.path()).unwrap().unwrap().0, newest.0);
+        assert_eq!(parse(&std::fs::read(dir.path().join(RETIRED)).unwrap()).unwrap().0, old.0);
+        assert!(super::nexts(dir.path()).unwrap().is_empty());
     }
 
     #[test]

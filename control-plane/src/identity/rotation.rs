@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use optimus_common::Span;
 
+use optimus_core::state::Rewrap;
+
 use super::*;
 
 /// Pause before a step that failed is tried again.
@@ -72,7 +74,8 @@ impl Identity {
         if cluster.ca_progress() <= held.of.ca_progress() {
             return Ok(false); // as before, or still being replayed
         }
-        let fresh = Authority::open(cluster, &self.root)?;
+        let root = self.root_of(cluster)?;
+        let fresh = Authority::open(cluster, &root)?;
         // Trust first: with the certificate of a new CA others may answer at once with theirs.
         self.roots.replace(&cluster.roots())?;
         let own = certify(&fresh, &self.key, self.server, &self.names, &self.env)?;
@@ -80,6 +83,42 @@ impl Identity {
         tracing::info!(signing = cluster.authorities.signing, trusted = cluster.roots().len(), "the cluster's CAs have changed");
         *self.authority.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(fresh);
         Ok(true)
+    }
+
+    /// The root key that opens `cluster`. One that other servers and this one agreed on takes the place of the one held:
+    /// first the record is sealed with it, then it is the data directory's.
+    fn root_of(&self, cluster: &Cluster) -> Result<RootKey, IdentityError> {
+        let held = self.root();
+        if check_root_key(cluster, &held).is_ok() {
+            return Ok(held);
+        }
+        let fits = |key: &RootKey| check_root_key(cluster, key).is_ok();
+        let next = RootKey::find(&self.data_dir, fits)?.unwrap_or(held);
+        check_root_key(cluster, &next)?;
+        self.members.reseal(&self.key, &next, &self.env)?;
+        next.replace(&self.data_dir)?;
+        *self.root.write().unwrap_or_else(|e| e.into_inner()) = next.clone();
+        tracing::info!("another root key is in use; the one before is kept as {}", super::root_key::RETIRED);
+        Ok(next)
+    }
+
+    /// Keeps a root key that may come into use. Durable when this returns; gives its fingerprint.
+    pub fn hold_root_key(&self, text: &[u8]) -> Result<Vec<u8>, IdentityError> {
+        let malformed = || RootKeyError::Malformed { path: self.data_dir.clone() };
+        let key = RootKey::from_text(text).ok_or_else(malformed)?;
+        key.store_next(&self.data_dir)?;
+        Ok(key.fingerprint())
+    }
+
+    /// Another root key, held by this server, and the command that brings it into use once `holders` hold it.
+    pub fn next_root_key(&self) -> Result<(RootKey, Rewrap), IdentityError> {
+        let next = RootKey::generate(&self.env);
+        next.store_next(&self.data_dir)?;
+        let of = &self.authority().of;
+        let secret = self.root().unseal(&of.ca_key_sealed, CA_KEY, of.id.0.as_bytes())?;
+        let ca_key_sealed = next.seal(&secret, CA_KEY, of.id.0.as_bytes(), &self.env);
+        let rewrap = Rewrap { steps: of.authorities.steps, root_key: next.fingerprint(), ca_key_sealed, holders: vec![self.server] };
+        Ok((next, rewrap))
     }
 
     /// Numbers of the newest CA this server trusts and of the one that signed its certificate.
@@ -118,7 +157,72 @@ impl Identity {
         let held = self.authority();
         let number = held.of.authorities.newest.saturating_add(1);
         let ca::Successor { certificate, cross, secret } = held.ca.successor(number, &self.env)?;
-        let key_sealed = self.root.seal(&secret, CA_KEY, self.cluster.0.as_bytes(), &self.env);
+        let key_sealed = self.root().seal(&secret, CA_KEY, self.cluster.0.as_bytes(), &self.env);
         Ok(Command::RotateCa { number, certificate, key_sealed, cross, overlap })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use optimus_core::state::ServerRow;
+    use optimus_host::env::HostEnv;
+
+    use super::*;
+    use crate::memory_store::memory_store;
+
+    fn open(dir: &Path, env: &Env) -> Arc<Identity> {
+        let record = Record::load(dir).unwrap().unwrap();
+        Identity::open(dir, record, &ServerNames { server: 1, names: vec![] }, env).unwrap()
+    }
+
+    #[tokio::test]
+    async fn another_root_key_is_taken_up_wherever_it_was_cut_short() {
+        let (dir, env) = (tempfile::tempdir().unwrap(), HostEnv::new());
+        let store = memory_store(env.clone());
+        let before = Identity::found(dir.path(), &store, &ServerNames { server: 1, names: vec![] }).await.unwrap();
+        let mut state = store.state();
+        let (next, rewrap) = before.next_root_key().unwrap();
+        let cluster = state.cluster.as_mut().unwrap();
+        cluster.ca_key_sealed = rewrap.ca_key_sealed;
+        cluster.authorities.steps += 1;
+        let cluster = cluster.clone();
+        assert!(before.root_key_text(&cluster).is_none(), "nobody is let in with the old key any more");
+
+        // The power fails when the record has the new state, and nothing else is done.
+        let row = ServerRow {
+            id: 1,
+            name: "s".into(),
+            address: "h:1".into(),
+            api: "h:2".into(),
+            key_fingerprint: vec![],
+            version: "1".into(),
+            level: 3,
+            joined_at: Default::default(),
+            leaving: false,
+            ca_trusted: 0,
+            ca_signer: 0,
+            clock_skew_ms: None,
+        };
+        state.servers.insert(1, Arc::new(row));
+        assert!(before.members.update(&state).unwrap());
+        let after = open(dir.path(), &env);
+        assert_eq!(after.root_key_text(&cluster).unwrap(), next.to_text());
+        assert_eq!(after.key_fingerprint(), before.key_fingerprint(), "it is the same server");
+        assert_eq!(RootKey::open(dir.path()).unwrap().unwrap().to_text(), next.to_text());
+
+        // Once more, to its end; then a state that is still being replayed, and a start.
+        let (third, rewrap) = after.next_root_key().unwrap();
+        let mut newer = cluster.clone();
+        newer.ca_key_sealed = rewrap.ca_key_sealed;
+        newer.authorities.steps += 1;
+        state.cluster = Some(newer.clone());
+        after.members.update(&state).unwrap();
+        assert!(after.adopt(&newer).unwrap());
+        assert!(!after.adopt(&cluster).unwrap(), "an older state takes nothing back");
+        assert_eq!(after.root_key_text(&newer).unwrap(), third.to_text());
+        assert_eq!(open(dir.path(), &env).key_fingerprint(), before.key_fingerprint());
     }
 }

@@ -473,10 +473,19 @@ impl<M: Machine> RaftNode<M> {
     /// # Errors
     /// [`PeerError::NotSent`] when no leader is known or this server leads itself.
     pub async fn ask_leader(&self, kind: PeerRpc, body: Bytes, ttl: std::time::Duration) -> Result<Bytes, PeerError> {
-        let compass = &self.inner.reader.compass;
-        let leader = compass.leader().and_then(|id| compass.peer(id));
+        let leader = self.inner.reader.compass.leader();
         let leader = leader.ok_or_else(|| PeerError::NotSent("no other server is known to lead".to_owned()))?;
-        let call = self.inner.transport.call(leader, kind, body, ttl);
+        self.ask(leader, kind, body, ttl).await
+    }
+
+    /// Asks another server what its handler answers. An error says nothing about whether it heard.
+    ///
+    /// # Errors
+    /// [`PeerError::NotSent`] when it is no other member.
+    pub async fn ask(&self, server: u64, kind: PeerRpc, body: Bytes, ttl: std::time::Duration) -> Result<Bytes, PeerError> {
+        let peer = self.inner.reader.compass.peer(server);
+        let peer = peer.ok_or_else(|| PeerError::NotSent(format!("server {server} is not known here")))?;
+        let call = self.inner.transport.call(peer, kind, body, ttl);
         Runtime::timeout(ttl, call).await.map_err(|_| PeerError::Timeout)?
     }
 

@@ -186,9 +186,10 @@ impl Survivor {
     /// # Errors
     /// None there, or one that does not fit.
     pub fn root_key(&self, given: Option<RootKey>) -> Result<RootKey, RecoverError> {
+        let fits = |key: &RootKey| super::restore::check_root_key(&self.found.machine.0, key).is_ok();
         let key = match given {
             Some(key) => key,
-            None => RootKey::open(&self.data_dir)?.ok_or_else(|| RecoverError::NoRootKey { dir: self.data_dir.clone() })?,
+            None => RootKey::find(&self.data_dir, fits)?.ok_or_else(|| RecoverError::NoRootKey { dir: self.data_dir.clone() })?,
         };
         super::restore::check_root_key(&self.found.machine.0, &key)?;
         Ok(key)

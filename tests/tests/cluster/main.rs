@@ -7,6 +7,7 @@ mod disk;
 mod kills;
 mod network;
 mod partitions;
+mod root_key;
 mod weather;
 
 use optimus_tests::cluster::Cluster;

@@ -90,7 +90,7 @@ enum What {
     /// Verify an archive and say what it holds
     #[command(before_help = archive::EXAMPLES)]
     Archive(archive::Args),
-    /// Keep a copy of the root key, which exports do not hold
+    /// Keep a copy of the root key, which exports do not hold, or replace it
     #[command(before_help = root_key::EXAMPLES)]
     RootKey(root_key::Args),
 }
@@ -117,7 +117,7 @@ pub async fn run(args: Args, global: &Global, terminal: Terminal) -> Result<(), 
         Some(What::Restore(args)) => restore::run(args, terminal),
         Some(What::Recover(args)) => recover::run(args, terminal).await,
         Some(What::Archive(args)) => archive::run(&args, terminal),
-        Some(What::RootKey(args)) => root_key::run(&args, terminal),
+        Some(What::RootKey(args)) => root_key::run(args, session, terminal).await,
     }
 }
 

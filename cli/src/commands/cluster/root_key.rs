@@ -1,18 +1,21 @@
 //! `optimus cluster root-key`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use optimus_common::api::v1::ActionAnswer;
 use optimus_control_plane::identity::root_key::RootKey;
 use optimus_control_plane::rescue::crypt;
 use optimus_host::files;
 
 use super::keys::LockArgs;
 use super::{failed, server_dir};
+use crate::commands::Session;
 use crate::error::{Exit, Failure};
 use crate::output::Terminal;
 
 pub const EXAMPLES: &str = "Examples:
-  optimus cluster root-key export --to root.key.age --recipient age1...    on a server, as its user";
+  optimus cluster root-key export --to root.key.age --recipient age1...    on a server, as its user
+  optimus cluster root-key rotate                                          replace it; every server must be there";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -34,12 +37,35 @@ enum What {
         #[command(flatten)]
         lock: LockArgs,
     },
+    /// Replace the root key on all servers; exports and archives made before need the old one
+    #[command(before_help = EXAMPLES)]
+    Rotate,
 }
 
-pub fn run(args: &Args, terminal: Terminal) -> Result<(), Failure> {
+pub async fn run(args: Args, session: impl FnOnce() -> Result<Session, Failure>, terminal: Terminal) -> Result<(), Failure> {
+    match args.what {
+        What::Export { to, data_dir, lock } => export(&to, data_dir, &lock, terminal),
+        What::Rotate => rotate(&session()?).await,
+    }
+}
+
+async fn rotate(session: &Session) -> Result<(), Failure> {
+    let nothing = serde_json::json!({});
+    let what = "cannot replace the root key";
+    let answer = session.client.post::<ActionAnswer>("/v1/cluster:rotate-root-key", &nothing, what).await?.value;
+    if session.terminal.json {
+        return Ok(session.terminal.json_document(&answer)?);
+    }
+    session.terminal.note(
+        "every server uses the new root key from now on; export it (`optimus cluster root-key export`).\n\
+         Exports and archives made before are restored with the old one, which servers keep as root.key.retired",
+    );
+    Ok(())
+}
+
+fn export(to: &Path, data_dir: Option<PathBuf>, lock: &LockArgs, terminal: Terminal) -> Result<(), Failure> {
     const WHAT: &str = "cannot export the root key";
-    let What::Export { to, data_dir, lock } = &args.what;
-    let dir = server_dir(data_dir.clone())?;
+    let dir = server_dir(data_dir)?;
     let lock = lock.lock(&terminal)?;
     let key = RootKey::open(&dir).map_err(|error| failed(WHAT, &error))?;
     let key = key.ok_or_else(|| {

@@ -40,6 +40,9 @@ pub struct Authorities {
     pub newest: u32,
     /// Grows with each change of what is trusted.
     pub steps: u64,
+    /// [`Rewrap::root_key`] of the root key that seals the CA's key; empty for the first one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub root_key: Vec<u8>,
     /// Name and key of the CA that signs, certified by the one before; empty for the founder's. DER.
     pub cross: Vec<u8>,
     pub rotation: Option<Rotation>,
@@ -95,6 +98,18 @@ pub enum RotationPhase {
     Announce,
     /// The new CA signs; the old one is still trusted.
     Sign,
+}
+
+/// The CA's key under another root key, which some servers hold already.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rewrap {
+    /// [`Authorities::steps`] as of which the key was sealed.
+    pub steps: u64,
+    /// Tells the new root key from others; says nothing of it.
+    pub root_key: Vec<u8>,
+    pub ca_key_sealed: Vec<u8>,
+    /// The servers that hold it on their disks.
+    pub holders: Vec<u64>,
 }
 
 /// Who tells of itself.

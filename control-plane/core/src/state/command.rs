@@ -247,6 +247,8 @@ pub enum Command {
         copies: Option<u32>,
         deployment: DeploymentId,
     },
+    /// Another root key takes the place of the present one.
+    Rewrap(super::Rewrap),
 }
 
 /// What a person may ask of a workload's newest deployment.
@@ -357,6 +359,7 @@ impl Command {
             // An older server reads these, but would make something else of them.
             Command::Deploy { items } if items.iter().any(|i| i.spec.kind != Kind::Service) => 3,
             Command::RemoveServer { .. } | Command::ForgetServer { .. } | Command::RemoveNode { .. } => 2,
+            Command::Rewrap(_) => 3,
             Command::RotateCa { .. } | Command::AbortRotation { .. } | Command::ForceRotation | Command::StepRotation { .. } => 3,
             Command::MemberCa { .. } | Command::MemberClock { .. } | Command::RotationWaited { .. } => 3,
             Command::SetQuota { .. }
@@ -558,6 +561,8 @@ pub enum Refusal {
     NoCluster,
     #[error("a CA rotation is under way already; `optimus cluster status` tells what it waits for")]
     RotationUnderWay,
+    #[error("server {0} does not hold the new root key; it joined meanwhile: try again")]
+    RootKeyNotHeld(u64),
     #[error("no CA rotation is under way")]
     NoRotation,
     #[error("the new CA signs already, so the rotation can only go on; another one can begin once it is over")]

@@ -11,8 +11,8 @@ pub mod snapshot;
 pub mod tables;
 
 pub use authority::{
-    Authorities, Left, Member, OVERLAP, OVERLAP_DEFAULT, Rotation, RotationPhase, RotationVerdict, explain_rotation, judge_rotation,
-    rotation_waits_for,
+    Authorities, Left, Member, OVERLAP, OVERLAP_DEFAULT, Rewrap, Rotation, RotationPhase, RotationVerdict, explain_rotation,
+    judge_rotation, rotation_waits_for,
 };
 pub use command::{
     Applied, Command, DeployItem, DeploymentStep, LEVEL, NewLimits, NodeChange, Placement, Plan, Proposal, Refusal, RunOrder, RunStep,

@@ -346,3 +346,25 @@ fn an_announcement_that_is_not_heard_is_given_up_and_an_overlap_ends() {
     world.leader_steps();
     assert_eq!(last(&world), "CA 0 is no longer trusted; 1 node was left out and has to renew when it is back: host-3");
 }
+
+#[test]
+fn another_root_key_comes_into_use_when_every_server_holds_it() {
+    let mut world = World::new();
+    let authorities = |world: &World| world.state.cluster.as_ref().unwrap().authorities.clone();
+    let steps = authorities(&world).steps;
+    let servers: Vec<u64> = world.state.servers.keys().copied().collect();
+    let rewrap = |steps, holders: &[u64]| {
+        Command::Rewrap(Rewrap { steps, root_key: vec![7; 16], ca_key_sealed: vec![8; 40], holders: holders.to_vec() })
+    };
+    assert_eq!(world.apply(rewrap(steps, &servers[1..])), Applied::Refused(Refusal::RootKeyNotHeld(servers[0])));
+    assert_eq!(world.apply(rewrap(steps + 1, &servers)), Applied::Refused(Refusal::RotationUnderWay), "made from another view");
+    assert!(matches!(world.apply(rotate(1, 0)), Applied::Done { .. }));
+    let announced = authorities(&world).steps;
+    assert_eq!(world.apply(rewrap(announced, &servers)), Applied::Refused(Refusal::RotationUnderWay), "its key is sealed, too");
+    world.apply(Command::AbortRotation { number: 1 });
+    let steps = authorities(&world).steps;
+    assert!(matches!(world.apply(rewrap(steps, &servers)), Applied::Done { .. }));
+    assert_eq!((authorities(&world).steps, authorities(&world).root_key), (steps + 1, vec![7; 16]));
+    assert_eq!(world.state.cluster.as_ref().unwrap().ca_key_sealed, [8; 40]);
+    assert!(matches!(world.apply(rewrap(steps, &servers)), Applied::Unchanged { .. }), "proposed twice");
+}

@@ -87,6 +87,15 @@ pub(crate) async fn rotate_ca(mut ctx: Ctx) -> Result<Response, ApiError> {
     actions::act_on(ctx, &bytes, command).await
 }
 
+/// Replace the root key, which seals the key of the CA. Every server must be there to take it.
+#[utoipa::path(post, path = "/v1/cluster:rotate-root-key", tag = "cluster", operation_id = "rotate_root_key", params(ChangeQuery),
+    responses((status = 200, body = ActionAnswer)))]
+pub(crate) async fn rotate_root_key(mut ctx: Ctx) -> Result<Response, ApiError> {
+    let bytes = actions::no_body(&mut ctx).await?;
+    let rewrap = ctx.shared.deps.cluster.next_root_key().await?;
+    actions::act(ctx, &bytes, Command::Rewrap(rewrap)).await
+}
+
 /// Let a server leave: it loses its vote, then its place. A dead one is removed the same way.
 #[utoipa::path(delete, path = "/v1/cluster/servers/{server}", tag = "cluster", operation_id = "remove_server",
     params(("server" = u64, Path, description = "Raft id."), ChangeQuery), responses((status = 200, body = ActionAnswer)))]

@@ -3,7 +3,7 @@
 use optimus_common::clock_skew;
 
 use super::*;
-use crate::state::authority::{self, Authorities, Member, Rotation, RotationPhase, RotationVerdict};
+use crate::state::authority::{self, Authorities, Member, Rewrap, Rotation, RotationPhase, RotationVerdict};
 
 impl Step<'_> {
     pub(super) fn rotate_ca(&mut self, number: u32, certificate: Vec<u8>, key_sealed: Vec<u8>, cross: Vec<u8>, overlap: Span) -> Applied {
@@ -36,6 +36,26 @@ impl Step<'_> {
         };
         *rotation = Some(fresh);
         self.event(EventKind::CaRotation, "cluster", &format!("CA {number} is announced; CA {from} signs until all trust it"), None);
+        self.done()
+    }
+
+    /// The present CA's key is sealed with another root key from now on.
+    pub(super) fn rewrap(&mut self, Rewrap { steps, root_key, ca_key_sealed, holders }: Rewrap) -> Applied {
+        let Some(cluster) = &mut self.state.cluster else { return Applied::Refused(Refusal::NoCluster) };
+        if cluster.authorities.root_key == root_key {
+            return self.unchanged(); // proposed twice
+        }
+        // While a CA is announced its key is sealed, too.
+        if cluster.authorities.rotation.is_some() || cluster.authorities.steps != steps {
+            return Applied::Refused(Refusal::RotationUnderWay);
+        }
+        if let Some(without) = self.state.servers.keys().find(|id| !holders.contains(id)) {
+            return Applied::Refused(Refusal::RootKeyNotHeld(*without));
+        }
+        cluster.ca_key_sealed = ca_key_sealed;
+        cluster.authorities.root_key = root_key;
+        cluster.authorities.steps += 1;
+        self.event(EventKind::CaRotation, "cluster", "another root key seals the CA's key from now on", None);
         self.done()
     }
 

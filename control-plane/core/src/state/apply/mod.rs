@@ -111,6 +111,7 @@ impl Step<'_> {
             Command::Restart { key, deployment } => self.restart(key, deployment),
             Command::Scale { key, copies, deployment } => self.scale(key, copies, deployment),
             Command::Resize { key, limits, copies, deployment } => self.resize(key, limits, copies, deployment),
+            Command::Rewrap(rewrap) => self.rewrap(rewrap),
             Command::StopWorkload { key } => self.stop_workload(key),
             Command::RemoveWorkload { key } => self.remove_workload(key),
             Command::Plan(plan) => self.plan(plan),
