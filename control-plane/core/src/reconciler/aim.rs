@@ -44,6 +44,8 @@ pub(super) struct Aim<'a> {
     pub beside: bool,
     /// No copy of the target is placed.
     pub hold: bool,
+    /// Nor to replace one that was lost: its release command has not ended well.
+    pub shut: bool,
     /// What did not prove itself makes way for what runs.
     pub drop_unproven: bool,
     /// Going back: nothing to be careful with.
@@ -68,6 +70,7 @@ impl<'a> Aim<'a> {
             keep: false,
             beside: false,
             hold: false,
+            shut: false,
             drop_unproven: false,
             going_back: false,
             update: false,
@@ -86,7 +89,8 @@ impl<'a> Aim<'a> {
         let begins = lacks && deployment.phase == DeploymentPhase::Preparing;
         aim.beside = aim.before.is_some() && (deployment.keeps_old() || begins);
         // Whatever became of the deployment: nothing starts by a release whose command did not end well.
-        aim.hold |= crate::deployments::is_shut(state, workload, deployment);
+        aim.shut = crate::deployments::is_shut(state, workload, deployment);
+        aim.hold |= aim.shut;
         aim.keep = aim.beside || aim.hold;
         aim.drop_unproven = failed && aim.before.is_some();
         if aim.keep {

@@ -186,6 +186,8 @@ impl Move<'_, '_> {
                     }
                 }
                 Stage::Starting { .. } => {}
+                // Held up or not, what was lost is replaced: by the release before, or where there is none by its own.
+                Stage::Empty { lost: true } if aim.before.is_none() && !aim.shut => drop(self.place(slot)),
                 _ if aim.hold => {}
                 _ => drop(self.place(slot)),
             }
@@ -206,7 +208,8 @@ impl Move<'_, '_> {
         }
         self.stop_surplus(&staying);
         if staying.iter().any(|a| a.is_ready() && answers(state, a)) {
-            for alloc in &leaving {
+            let lost = staying.iter().filter(|a| !answers(state, a) && !is_unknown(state, a));
+            for alloc in leaving.iter().chain(lost) {
                 self.stop_replaced(alloc);
             }
         }
@@ -223,11 +226,14 @@ impl Move<'_, '_> {
         self.pass.stop(alloc, Reason::Replaced { release: self.aim.target.number });
     }
 
-    /// A slot owns one old copy; it has more when a node came back with one that had been replaced. They would hold the room
-    /// that other slots wait for, while the slot itself waits for its turn.
+    /// A slot owns one old copy; it has more when a node came back with one that had been replaced, or a canary was there that
+    /// a newer release took over from. They would hold the room that other slots wait for, while the slot itself waits for its
+    /// turn. What proved itself stays.
     fn stop_surplus(&mut self, old: &[Arc<Alloc>]) {
         let answering = || old.iter().filter(|a| answers(self.pass.state, a));
-        let Some(keep) = answering().max_by_key(|a| (a.is_ready(), a.release, a.id)).map(|a| a.id) else { return };
+        let proven = self.aim.before.map(|release| release.number);
+        let best = answering().max_by_key(|a| (a.is_ready(), Some(a.release) == proven, a.release, a.id));
+        let Some(keep) = best.map(|a| a.id) else { return };
         let surplus: Vec<_> = answering().filter(|a| a.id != keep).cloned().collect();
         for alloc in surplus {
             self.stop_replaced(&alloc);

@@ -12,6 +12,8 @@ mod events;
 mod leader;
 mod nodes;
 mod operations;
+mod placement;
+mod rollouts;
 mod rules;
 mod workloads;
 
@@ -29,6 +31,8 @@ use super::world::World;
 const ALL: &[(&str, Vocabulary)] = &[
     ("nodes", nodes::VOCABULARY),
     ("workloads", workloads::VOCABULARY),
+    ("where copies go", placement::VOCABULARY),
+    ("how releases take over", rollouts::VOCABULARY),
     ("daemons, jobs and drains", operations::VOCABULARY),
     ("what copies do", agents::VOCABULARY),
     ("time and turns", leader::VOCABULARY),
