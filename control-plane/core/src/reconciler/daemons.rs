@@ -123,6 +123,10 @@ impl<'a> Pass<'a> {
                 place = if self.put(workload, release, node.id, slots.get(node.id)) { Place::Moving } else { Place::NoRoom };
             }
             if let Place::Old { serving } = place {
+                // Nothing could be put in its place there: it runs on, and the update is of the other nodes.
+                if node.cordoned {
+                    continue;
+                }
                 old.push((serving, here));
             }
             places.push(place);
