@@ -137,8 +137,11 @@ impl Server {
             let _ = told.send(server.boot(&world, hooks).await);
         });
         tokio::spawn(async move {
-            // An error: it crashed while it started.
+            // An error: it crashed while it started. It may have said so before its task was gone.
             let Ok(result) = started.await else { return };
+            if hooks.dead.load(Ordering::Relaxed) {
+                return;
+            }
             if let Err(reason) = result {
                 let expected = server.lock().excused;
                 world.say(format!("s{} refuses to start: {reason}", server.id));
