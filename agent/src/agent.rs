@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::alloc::worker::Context;
+use crate::devices::Devices;
 use crate::driver::Driver;
 use crate::driver::container::images::Marks;
 use crate::driver::container::{ContainerConfig, ContainerDriver};
@@ -130,6 +131,7 @@ impl Agent {
 
         let placing =
             placing::read(&data_dir).await.map_err(|source| AgentError::File { step: "read", path: data_dir.join("node.toml"), source })?;
+        let devices = Devices::new(placing.devices.clone());
         let stated = Stated { name, address, ports, labels, data_dir: data_dir.clone(), placing };
         let node = stated.name.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
         let container = ContainerConfig {
@@ -139,10 +141,12 @@ impl Agent {
             allow_unenforced,
             node: node.clone(),
             cgroup_owner: cgroup_owner.clone(),
+            devices: devices.clone(),
         };
         let container = ContainerDriver::new(container, env.clone()).await;
         let container = Arc::new(container.map_err(|source| AgentError::File { step: "write to", path: data_dir.clone(), source })?);
-        let process = ProcessConfig { runner, allocs_dir: allocs_dir.clone(), allow_unenforced, workload_user, node, cgroup_owner };
+        let process =
+            ProcessConfig { runner, allocs_dir: allocs_dir.clone(), allow_unenforced, workload_user, node, cgroup_owner, devices };
         let process = Arc::new(ProcessDriver::new(process, env.clone()));
         let facts = facts::gather(&stated, process.cgroup(), &[process.fingerprint(), container.fingerprint()]);
 

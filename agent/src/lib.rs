@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod alloc;
+pub mod devices;
 pub mod driver;
 pub mod facts;
 pub mod health;

@@ -48,7 +48,6 @@ enum What {
 }
 
 #[derive(Debug, clap::Args)]
-#[group(id = "limits", required = true, multiple = true, args = ["cpu", "memory", "disk", "copies", "devices"])]
 struct Set {
     /// `project` or `project/env`
     scope: String,
@@ -79,6 +78,11 @@ pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(),
             show(&session, &quota)
         }
         Some(What::Set(Set { scope, cpu, memory, disk, copies, devices })) => {
+            if cpu.is_none() && memory.is_none() && disk.is_none() && copies.is_none() && devices.is_none() {
+                return Err(
+                    Failure::new(Exit::Usage, "the quota limits nothing").hint(format!("optimus quota set {scope} --cpu 8 --memory 16G"))
+                );
+            }
             let limits = QuotaLimits { cpu: *cpu, memory: *memory, disk: *disk, copies: *copies, devices: *devices };
             let quota = session.client.put::<Quota>(&path(scope)?, &limits, "cannot set the quota").await?.value;
             show(&session, &quota)

@@ -40,7 +40,7 @@ fn api(seen: &Seen) -> Reply {
             "cgroup": "v2", "unenforced": [], "drivers": ["process"], "cpu": 4.0, "cpu_reserved": 0.5, "memory": 1024,
             "memory_reserved": 64, "copies": 3, "joined_at": "2026-01-01T00:00:00Z", "last_seen": "2026-01-01T00:00:00Z",
             "certificate_expires_at": "2026-01-01T00:00:00Z", "labels": {}, "pool": "gpu", "cordoned": false,
-            "disk": 4 << 30, "disk_reserved": 1 << 30, "disk_free": 2 << 30, "host_reserve": {"cpu": 0.5, "memory": 1 << 30, "disk": 0},
+            "disk": 4u64 << 30, "disk_reserved": 1 << 30, "disk_free": 2u64 << 30, "host_reserve": {"cpu": 0.5, "memory": 1 << 30, "disk": 0},
             "attributes": {"os.name": "debian"}, "volumes": ["shop/prod/data"],
             "devices": [{"kind": "acme/fpga/x1", "id": "a", "holder": "shop/prod/web-0"}, {"kind": "acme/fpga/x1", "id": "b"}],
         })),

@@ -311,8 +311,20 @@ impl Rules {
     }
 
     fn placement(&mut self, placement: &Placement, kind: Kind) {
-        let Placement { constraints, affinity, anti_affinity, spread, distinct_hosts, pool: _, priority, disk, devices, volumes, arch } =
-            placement;
+        let Placement {
+            constraints,
+            affinity,
+            anti_affinity,
+            spread,
+            distinct_hosts,
+            pool: _,
+            priority,
+            disk,
+            devices,
+            given,
+            volumes,
+            arch,
+        } = placement;
         for (what, count) in [
             ("constraints", constraints.len()),
             ("affinity", affinity.len()),
@@ -324,6 +336,7 @@ impl Rules {
         ] {
             self.want(count <= RULES_MAX, what, || format!("`{what}` holds {count}; at most {RULES_MAX} are possible"));
         }
+        self.want(given.is_empty(), "given", || "`given` is told to agents; ask with `devices`".into());
         self.want(*priority <= 100, "priority", || "`priority` must be from 0 to 100".into());
         self.want(disk.0 <= 1 << 60, "disk", || "`disk` is more than any host has".into());
         for (n, one) in spread.iter().enumerate() {

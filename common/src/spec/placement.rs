@@ -64,6 +64,10 @@ pub struct Placement {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>)]
     pub devices: Vec<DeviceAsk>,
+    /// Devices a copy was given. Said to its agent; what a file says here is not heard.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(ignore)]
+    pub given: Vec<GivenDevice>,
     /// Volumes the copies use: they run on the node that holds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Name>,
@@ -94,6 +98,7 @@ impl Default for Placement {
             priority: PRIORITY,
             disk: Bytes(0),
             devices: vec![],
+            given: vec![],
             volumes: vec![],
             arch: vec![],
         }
@@ -342,6 +347,14 @@ pub struct DeviceAsk {
     pub kind: String,
     /// Over the attributes of the devices.
     pub rules: Vec<(String, Test)>,
+}
+
+/// A device of the node that a copy has for itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GivenDevice {
+    /// `nvidia/gpu/a100`
+    pub kind: String,
+    pub id: String,
 }
 
 /// What is wrong with a rule, and what to write instead.

@@ -24,6 +24,7 @@ impl Reader<'_> {
             priority: f.get("priority").and_then(|n| self.integer("priority", n, 0, 100)).map_or(PRIORITY, |n| n as u8),
             disk: f.get("disk").and_then(|n| self.size("disk", n)).unwrap_or_default(),
             devices: self.rules("devices", f),
+            given: vec![],
             volumes: self.names("volumes", f),
             arch: self.architectures(f),
         }

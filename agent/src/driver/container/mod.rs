@@ -70,6 +70,8 @@ pub struct ContainerConfig {
     pub node: String,
     /// Name of the agent's cgroup directory; that of containers stands beside it.
     pub cgroup_owner: String,
+    /// What the node offers.
+    pub devices: crate::devices::Devices,
 }
 
 /// Runs containers. Cheap to clone.

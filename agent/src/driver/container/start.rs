@@ -61,6 +61,8 @@ impl Shared {
     async fn start_steps(self: &Arc<Self>, request: &StartRequest, container: &Container) -> Result<Arc<dyn Run>, StartError> {
         let (alloc, attempt, spec) = (request.alloc.id, request.attempt, &request.spec);
         let facts = self.engine.up().map_err(refused)?.facts;
+        let share = self.config.devices.share(&spec.placement.given);
+        let share = share.map_err(|why| StartError::step("give it its devices", why))?;
         if let (Some(first), false) = (facts.unenforced.first(), self.config.allow_unenforced) {
             let (what, why) = first.split_once(": ").unwrap_or(("limits", first));
             return Err(StartError::here(Reason::LimitNotEnforceable { what: what.to_owned(), why: why.to_owned() }));
@@ -83,7 +85,7 @@ impl Shared {
             Err(panicked) => return Err(StartError::step("prepare the container", panicked)),
         };
         let cgroup_parent = enforced.group.as_ref().map(|g| format!("/{}", g.path().trim_start_matches('/')));
-        let around = Surroundings { owner: &self.owner, node: &self.config.node, cgroup_parent };
+        let around = Surroundings { owner: &self.owner, node: &self.config.node, cgroup_parent, share };
         let body = create::body(&request.alloc, spec, container, attempt, &around);
         Box::pin(self.create(&record.name, body)).await?;
         let name = record.name.clone();
@@ -131,7 +133,8 @@ impl Shared {
             unenforced: vec![],
         };
         let enforced = if in_our_group {
-            self.enforcer.create(alloc.id, *attempt, &spec.resources).map_err(StartError::here)?
+            // Which devices it may open, the engine says to the kernel.
+            self.enforcer.create(alloc.id, *attempt, &spec.resources, &[]).map_err(StartError::here)?
         } else {
             // The engine's own groups and limits; what it cannot limit it has said.
             Enforced { group: None, unenforced: vec![] }

@@ -27,6 +27,7 @@ use self::run::{ProcessRun, off_thread};
 use self::supervisor::{Found, Supervised};
 use super::{Boxed, Driver, Ended, Fingerprint, Recovered, Run, StartError, StartRequest};
 use crate::alloc::worker::alloc_dir;
+use crate::devices::Devices;
 use crate::isolation::Group;
 use crate::logs::{retention, segments};
 
@@ -49,6 +50,8 @@ pub struct ProcessConfig {
     pub node: String,
     /// Cgroup directory that holds the groups.
     pub cgroup_owner: String,
+    /// What the node offers.
+    pub devices: Devices,
 }
 
 /// Runs processes. Cheap to clone.
@@ -117,7 +120,7 @@ impl ProcessDriver {
         let run_dir = self.run_dir(alloc.id, *attempt);
         let fresh = !run_dir.exists();
         let started = prepare::prepare(request, &self.config).and_then(|prepared| {
-            let enforced = self.enforcer.create(alloc.id, *attempt, &spec.resources).map_err(StartError::here)?;
+            let enforced = self.enforcer.create(alloc.id, *attempt, &spec.resources, &prepared.kept_from).map_err(StartError::here)?;
             let start = start_file(request, &prepared, enforced.group.as_deref());
             match supervisor::launch(&self.config.runner, &prepared.run_dir, &start) {
                 Ok(supervised) => Ok((supervised, enforced)),
@@ -206,7 +209,7 @@ impl ProcessDriver {
 
 fn start_file(request: &StartRequest, prepared: &Prepared, group: Option<&Group>) -> StartFile {
     let StartRequest { alloc, spec, attempt } = request;
-    let Prepared { run_dir: _, argv, dir, env, user } = prepared;
+    let Prepared { run_dir: _, argv, dir, env, kept_from: _, user } = prepared;
     let budget = retention::attempt_budget(spec.logs.size);
     StartFile {
         alloc: alloc.id.to_string(),

@@ -18,6 +18,7 @@ use crate::alloc::worker::alloc_dir;
 use crate::driver::environment::{self, DEFAULT_PATH};
 use crate::driver::users::{self, User};
 use crate::driver::{StartError, StartRequest};
+use crate::isolation::DeviceNode;
 use crate::logs::retention;
 use crate::manager::make_dir;
 use crate::ports;
@@ -31,6 +32,8 @@ pub struct Prepared {
     pub argv: Vec<String>,
     pub dir: PathBuf,
     pub env: BTreeMap<String, String>,
+    /// Devices of the node it is kept from.
+    pub kept_from: Vec<DeviceNode>,
     /// Unset: the agent's own user, and nothing to change.
     pub user: Option<User>,
 }
@@ -40,6 +43,8 @@ pub fn prepare(request: &StartRequest, config: &ProcessConfig) -> Result<Prepare
     let StartRequest { alloc, spec, attempt } = request;
     prove_ports(alloc, spec)?;
     let (user, change) = choose_user(spec, config)?;
+    let share = config.devices.share(&spec.placement.given).map_err(|why| StartError::step("give it its devices", why))?;
+    may_open(&share.paths, &user)?;
     let dir = PathBuf::from(spec.dir.as_deref().unwrap_or("/"));
     match fs::metadata(&dir) {
         Ok(meta) if meta.is_dir() && may_enter(&meta, &user) => {}
@@ -62,8 +67,22 @@ pub fn prepare(request: &StartRequest, config: &ProcessConfig) -> Result<Prepare
             .map_err(|e| StartError::step("write the payload of the run", e))?;
     }
     let host = ["LANG", "TZ"].into_iter().filter_map(|key| Some((key.to_owned(), std::env::var(key).ok()?))).collect();
-    let env = environment::build(alloc, spec, &user, &tmp, &config.node, &host);
-    Ok(Prepared { run_dir, argv, dir, env, user: change.then_some(user) })
+    let env = environment::build(alloc, spec, &user, &tmp, &config.node, &host, &share.env);
+    let kept_from = share.kept_from.into_iter().collect();
+    Ok(Prepared { run_dir, argv, dir, env, kept_from, user: change.then_some(user) })
+}
+
+/// The user has rights on the device files: being given a device does not change whose they are.
+fn may_open(paths: &[String], user: &User) -> Result<(), StartError> {
+    for path in paths.iter().filter(|_| user.uid != 0) {
+        let meta = fs::metadata(path).map_err(|error| StartError::step(&format!("look at device file {path}"), error))?;
+        // Reading or writing: which of them it needs, nobody has said.
+        if meta.mode() & (execute_bit(&meta, user) * 6) == 0 {
+            let why = format!("user {} may neither read nor write {path}; put it into the file's group", user.name);
+            return Err(StartError::step("give it its devices", why));
+        }
+    }
+    Ok(())
 }
 
 /// A dynamic port in a stranger's hands moves the copy to another one; a fixed port is waited for.
