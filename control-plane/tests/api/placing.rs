@@ -94,7 +94,7 @@ async fn a_volume_shows_its_holders_and_is_not_removed_while_it_is_used() {
     let shown = server.get(path).await.json();
     assert_eq!((&shown["holders"], &shown["workloads"][0]["workload"]), (&json!(["shop/prod/web-0"]), &json!("web")));
     assert_eq!(server.get("/v1/volumes?project=shop").await.json()["items"], json!([shown]));
-    assert_eq!(server.get(&format!("/v1/allocations/{id}")).await.json()["volumes"], json!(["data"]));
+    assert_eq!(server.get(&format!("/v1/projects/shop/envs/prod/workloads/web/allocations/{id}")).await.json()["volumes"], json!(["data"]));
     assert_eq!(server.get("/v1/nodes/host-1").await.json()["volumes"], json!(["shop/prod/data"]));
     let refused = delete(&server, path).await.problem(409, "OPT-1109");
     assert!(refused["detail"].as_str().unwrap().contains("shop/prod/web-0"), "{refused}");
@@ -135,7 +135,10 @@ async fn a_node_shows_its_devices_and_who_has_them() {
             {"kind": "acme/fpga/x1", "id": "b"},
         ])
     );
-    assert_eq!(server.get(&format!("/v1/allocations/{id}")).await.json()["devices"], json!([{"kind": "acme/fpga/x1", "id": "a"}]));
+    assert_eq!(
+        server.get(&format!("/v1/projects/shop/envs/prod/workloads/web/allocations/{id}")).await.json()["devices"],
+        json!([{"kind": "acme/fpga/x1", "id": "a"}])
+    );
     server.stop().await;
 }
 
