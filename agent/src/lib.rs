@@ -14,6 +14,7 @@ pub mod link;
 pub mod logs;
 pub mod manager;
 pub mod metrics;
+mod nvml;
 pub mod placing;
 pub mod ports;
 #[doc(hidden)]
