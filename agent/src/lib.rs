@@ -19,4 +19,5 @@ pub mod placing;
 pub mod ports;
 #[doc(hidden)]
 pub mod testing;
+pub mod volumes;
 pub mod workloads;

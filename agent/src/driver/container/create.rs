@@ -11,6 +11,7 @@ use optimus_common::spec::{Container, Mount, Network, Resources, Run, Source, Wo
 use optimus_common::units::{Bytes, Millicores};
 
 use crate::devices::Share;
+use crate::volumes::Used;
 
 /// Label that says which agent a container, image or volume belongs to. Without ours, nothing is ever touched.
 pub const OWNER_LABEL: &str = "optimus.owner";
@@ -32,6 +33,8 @@ pub struct Surroundings<'a> {
     pub cgroup_parent: Option<String>,
     /// Devices it was given. The engine lets a container open no others.
     pub share: Share,
+    /// Volumes it sees.
+    pub volumes: Vec<Used>,
 }
 
 /// Everything the engine is asked for.
@@ -49,6 +52,7 @@ pub fn body(
     };
     let mut environment = environment(alloc, spec, container, around.node);
     environment.extend(around.share.env.clone());
+    environment.extend(around.volumes.iter().filter(|used| used.target.is_some()).map(Used::variable));
     ContainerCreateBody {
         image: Some(container.image.clone()),
         user: spec.user.clone(),
@@ -102,7 +106,7 @@ fn host_config(alloc: &DesiredAlloc, spec: &WorkloadSpec, container: &Container,
             Network::Named(name) => name.clone(),
         }),
         port_bindings: publishes(container).then(|| published.collect()),
-        mounts: Some(container.mounts.iter().map(|m| mount(alloc, m, around)).collect()),
+        mounts: Some(container.mounts.iter().map(|m| mount(alloc, m, around)).chain(around.volumes.iter().filter_map(volume)).collect()),
         devices: (!around.share.paths.is_empty()).then(|| around.share.paths.iter().map(|path| device(path)).collect()),
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
         ..HostConfig::default()
@@ -173,6 +177,16 @@ fn mount(alloc: &DesiredAlloc, mount: &Mount, around: &Surroundings<'_>) -> Engi
     }
 }
 
+/// A volume of the node, where the spec says it is seen; elsewhere a container cannot see it.
+fn volume(used: &Used) -> Option<EngineMount> {
+    Some(EngineMount {
+        target: Some(used.target.as_ref()?.display().to_string()),
+        source: Some(used.dir.display().to_string()),
+        typ: Some(MountType::BIND),
+        ..EngineMount::default()
+    })
+}
+
 /// The engine's name of a volume: its own for each project and environment, so that no stranger's is met by chance.
 pub fn volume_name(alloc: &DesiredAlloc, name: &str) -> String {
     format!("optimus.{}.{}.{name}", alloc.key.project, alloc.key.environment)
@@ -231,8 +245,20 @@ mod tests {
             env: BTreeMap::from([("OPTIMUS_DEVICE_GPU".to_owned(), "/dev/g0".to_owned())]),
             ..Share::default()
         };
-        let around = Surroundings { owner: "me", node: "n1", cgroup_parent: Some("/optimus-containers/a.1".into()), share };
+        let volumes = crate::volumes::of(std::path::Path::new("/volumes"), &alloc, &spec);
+        let around = Surroundings { owner: "me", node: "n1", cgroup_parent: Some("/optimus-containers/a.1".into()), share, volumes };
         body(&alloc, &spec, &container, 3, &around)
+    }
+
+    #[test]
+    fn a_volume_of_the_node_is_seen_where_the_spec_says() {
+        let body = made(|spec, _| {
+            spec.placement.volumes = vec!["data".parse().unwrap(), "unseen".parse().unwrap()];
+            spec.placement.mounts = vec![optimus_common::spec::VolumeMount { volume: "data".parse().unwrap(), path: "/d".into() }];
+        });
+        let mounts = body.host_config.unwrap().mounts.unwrap();
+        assert_eq!((mounts.len(), mounts[0].source.as_deref(), mounts[0].target.as_deref()), (1, Some("/volumes/p/dev/data"), Some("/d")));
+        assert!(body.env.unwrap().contains(&"OPTIMUS_VOLUME_DATA=/d".to_owned()));
     }
 
     #[test]

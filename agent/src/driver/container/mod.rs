@@ -72,6 +72,8 @@ pub struct ContainerConfig {
     pub cgroup_owner: String,
     /// What the node offers.
     pub devices: crate::devices::Devices,
+    /// Holds the volumes; an absolute path.
+    pub volumes_dir: PathBuf,
 }
 
 /// Runs containers. Cheap to clone.

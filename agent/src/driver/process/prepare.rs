@@ -22,6 +22,7 @@ use crate::isolation::DeviceNode;
 use crate::logs::retention;
 use crate::manager::make_dir;
 use crate::ports;
+use crate::volumes;
 
 /// A start with every question answered.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +35,10 @@ pub struct Prepared {
     pub env: BTreeMap<String, String>,
     /// Devices of the node it is kept from.
     pub kept_from: Vec<DeviceNode>,
+    /// Volumes it sees at other places: where they are, and where they are seen.
+    pub binds: Vec<(PathBuf, PathBuf)>,
+    /// Volumes that are not where they were asked for, where that is allowed.
+    pub unmounted: Vec<String>,
     /// Unset: the agent's own user, and nothing to change.
     pub user: Option<User>,
 }
@@ -67,9 +72,54 @@ pub fn prepare(request: &StartRequest, config: &ProcessConfig) -> Result<Prepare
             .map_err(|e| StartError::step("write the payload of the run", e))?;
     }
     let host = ["LANG", "TZ"].into_iter().filter_map(|key| Some((key.to_owned(), std::env::var(key).ok()?))).collect();
-    let env = environment::build(alloc, spec, &user, &tmp, &config.node, &host, &share.env);
+    let Volumes { binds, unmounted, env: volumes } = prepare_volumes(request, config, &user, change)?;
+    let told = share.env.into_iter().chain(volumes).collect();
+    let env = environment::build(alloc, spec, &user, &tmp, &config.node, &host, &told);
     let kept_from = share.kept_from.into_iter().collect();
-    Ok(Prepared { run_dir, argv, dir, env, kept_from, user: change.then_some(user) })
+    Ok(Prepared { run_dir, argv, dir, env, kept_from, binds, unmounted, user: change.then_some(user) })
+}
+
+#[derive(Default)]
+struct Volumes {
+    binds: Vec<(PathBuf, PathBuf)>,
+    unmounted: Vec<String>,
+    env: BTreeMap<String, String>,
+}
+
+/// Makes the volumes of the copy, theirs who uses them.
+fn prepare_volumes(request: &StartRequest, config: &ProcessConfig, user: &User, change: bool) -> Result<Volumes, StartError> {
+    let mut found = Volumes::default();
+    for mut used in volumes::of(&config.volumes_dir, &request.alloc, &request.spec) {
+        let failed = |error: io::Error| StartError::step(&format!("prepare volume {}", used.name), error);
+        volumes::prepare(&used.dir, change.then_some((user.uid, user.gid))).map_err(failed)?;
+        // Only root may mount.
+        if users::current().uid != 0
+            && let Some(target) = used.target.take()
+        {
+            let why = format!("volume {}: not at {}, as the agent does not run as root", used.name, target.display());
+            if !config.allow_unenforced {
+                return Err(StartError::step("mount its volumes", why));
+            }
+            found.unmounted.push(why);
+        }
+        match &used.target {
+            Some(target) => {
+                volumes::prepare_target(target).map_err(|e| StartError::step(&format!("make {}", target.display()), e))?;
+                found.binds.push((used.dir.clone(), target.clone()));
+            }
+            // Seen where it is: its user must be able to get there.
+            None => {
+                for above in used.dir.ancestors().filter(|_| change) {
+                    if !may_enter(&fs::metadata(above).map_err(failed)?, user) {
+                        let why = format!("user {} may not pass through {}; set its mode to 711", user.name, above.display());
+                        return Err(StartError::step(&format!("prepare volume {}", used.name), why));
+                    }
+                }
+            }
+        }
+        found.env.extend([used.variable()]);
+    }
+    Ok(found)
 }
 
 /// The user has rights on the device files: being given a device does not change whose they are.
