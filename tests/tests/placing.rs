@@ -28,14 +28,20 @@ fn with_devices() -> Sandbox {
     fs::create_dir_all(&agent).unwrap();
     let said = dir.join("groups.json");
     fs::write(agent.join("node.toml"), format!("labels = {{ zone = \"a\" }}\ndevices = [[\"cat\", {said:?}]]\n")).unwrap();
-    sandbox.dev(&[]);
+    dev(&mut sandbox);
     sandbox
 }
 
+/// Starts the cluster, and waits until its servers have agreed on what they all understand.
+fn dev(sandbox: &mut Sandbox) {
+    sandbox.dev(&[]);
+    wait_for("the cluster takes quotas", || (sandbox.run(&["quota", "set", "other", "--copies", "1"]).code == 0).then_some(()));
+}
+
 fn deploy(sandbox: &Sandbox, name: &str, lines: &str, more: &[&str]) -> Said {
-    let file = format!("name = {name:?}\nproject = \"shop\"\nenvironment = \"prod\"\nmemory = \"16M..32M\"\ncpu = 0.1\n{lines}\n");
+    let file = format!("name = {name:?}\nproject = \"shop\"\nmemory = \"16M..32M\"\ncpu = 0.1\n{lines}\n");
     let dir = sandbox.project(name, &[("optimus.toml", &file)]).display().to_string();
-    let mut args = vec!["deploy", &dir];
+    let mut args = vec!["deploy", &dir, "--env", "prod"];
     args.extend_from_slice(more);
     sandbox.run(&args)
 }
@@ -55,7 +61,7 @@ fn logs_with(sandbox: &Sandbox, workload: &str, wanted: &str) -> String {
 #[test]
 fn a_copy_over_its_quota_waits_and_is_told_by_how_much() {
     let mut sandbox = Sandbox::new();
-    sandbox.dev(&[]);
+    dev(&mut sandbox);
     sandbox.run(&["quota", "set", "shop/prod", "--copies", "2", "--memory", "1G"]).expect(0);
     deploy(&sandbox, "web", "run = \"exec sleep 600\"\ncopies = 3", &["--no-wait"]).expect(0);
     let explain = wait_for("the reason", || {
