@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::alloc::worker::Context;
+use crate::devices::Devices;
 use crate::driver::Driver;
 use crate::driver::container::images::Marks;
 use crate::driver::container::{ContainerConfig, ContainerDriver};
@@ -38,6 +39,9 @@ const DETACH_DEADLINE: Duration = Duration::from_secs(35);
 /// How far back the history of metrics reaches, and what it may take on disk.
 const METRICS_KEPT: Span = Span::secs(6 * 3600);
 const METRICS_BYTES_MAX: Bytes = Bytes::mib(256);
+
+/// Directory of volumes, in the agent's data directory.
+const VOLUMES: &str = "volumes";
 
 /// What an agent is started with. Checked by [`Agent::start`].
 #[derive(Debug, Clone)]
@@ -130,6 +134,8 @@ impl Agent {
 
         let placing =
             placing::read(&data_dir).await.map_err(|source| AgentError::File { step: "read", path: data_dir.join("node.toml"), source })?;
+        let volumes_dir = data_dir.join(VOLUMES);
+        let devices = Devices::new(placing.devices.clone());
         let stated = Stated { name, address, ports, labels, data_dir: data_dir.clone(), placing };
         let node = stated.name.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
         let container = ContainerConfig {
@@ -139,10 +145,21 @@ impl Agent {
             allow_unenforced,
             node: node.clone(),
             cgroup_owner: cgroup_owner.clone(),
+            devices: devices.clone(),
+            volumes_dir: volumes_dir.clone(),
         };
         let container = ContainerDriver::new(container, env.clone()).await;
         let container = Arc::new(container.map_err(|source| AgentError::File { step: "write to", path: data_dir.clone(), source })?);
-        let process = ProcessConfig { runner, allocs_dir: allocs_dir.clone(), allow_unenforced, workload_user, node, cgroup_owner };
+        let process = ProcessConfig {
+            runner,
+            allocs_dir: allocs_dir.clone(),
+            allow_unenforced,
+            workload_user,
+            node,
+            cgroup_owner,
+            devices,
+            volumes_dir,
+        };
         let process = Arc::new(ProcessDriver::new(process, env.clone()));
         let facts = facts::gather(&stated, process.cgroup(), &[process.fingerprint(), container.fingerprint()]);
 

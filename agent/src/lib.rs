@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod alloc;
+pub mod devices;
 pub mod driver;
 pub mod facts;
 pub mod health;
@@ -13,8 +14,10 @@ pub mod link;
 pub mod logs;
 pub mod manager;
 pub mod metrics;
+mod nvml;
 pub mod placing;
 pub mod ports;
 #[doc(hidden)]
 pub mod testing;
+pub mod volumes;
 pub mod workloads;

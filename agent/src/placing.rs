@@ -7,6 +7,9 @@
 //! devices = [["/usr/local/lib/optimus/nvidia-devices"]]   # commands that print a JSON list of groups of devices
 //! ```
 //!
+//! GPUs of NVIDIA are found without a command, by the driver's own library; `nvidia = false` leaves them out, and
+//! `nvidia = "/path/libnvidia-ml.so.1"` says where it is.
+//!
 //! A command that fails, hangs or prints something else costs its devices, never the agent's start.
 
 use std::collections::BTreeMap;
@@ -19,6 +22,8 @@ use optimus_common::protocol::{DeviceGroup, HostReserve};
 use optimus_common::{Bytes, Millicores, Name};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
+
+use crate::nvml::{self, NvmlError};
 
 const FILE_MAX: usize = 64 << 10;
 const COMMANDS_MAX: usize = 8;
@@ -40,6 +45,21 @@ struct File {
     labels: BTreeMap<String, String>,
     reserved: Reserved,
     devices: Vec<Vec<String>>,
+    nvidia: Nvidia,
+}
+
+/// Whether GPUs of NVIDIA are offered, and by which library they are found.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Nvidia {
+    On(bool),
+    Library(String),
+}
+
+impl Default for Nvidia {
+    fn default() -> Self {
+        Nvidia::On(true)
+    }
 }
 
 /// [`HostReserve`] as people write it.
@@ -60,13 +80,13 @@ fn size<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Bytes, D::Error> {
 /// Reads the file and asks its commands. Without a file nothing is said.
 pub async fn read(data_dir: &Path) -> io::Result<Placing> {
     let text = match std::fs::read_to_string(data_dir.join("node.toml")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Placing::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         other => other?,
     };
     if text.len() > FILE_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("longer than {FILE_MAX} bytes")));
     }
-    let File { pool, labels, reserved, devices: commands } =
+    let File { pool, labels, reserved, devices: commands, nvidia } =
         toml::from_str(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.message().to_owned()))?;
     if commands.len() > COMMANDS_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {COMMANDS_MAX} commands for devices")));
@@ -78,8 +98,26 @@ pub async fn read(data_dir: &Path) -> io::Result<Placing> {
             Err(error) => tracing::warn!(?command, %error, "a command for devices failed; its devices are not offered"),
         }
     }
+    devices.extend(gpus(nvidia).await);
     let Reserved { cpu, memory, disk } = reserved;
     Ok(Placing { pool, labels, reserved: HostReserve { cpu, memory, disk }, devices })
+}
+
+/// What the driver's library tells. A driver that hangs costs its devices, and a thread.
+async fn gpus(nvidia: Nvidia) -> Vec<DeviceGroup> {
+    let (library, asked_for) = match nvidia {
+        Nvidia::On(false) => return vec![],
+        Nvidia::On(true) => (nvml::LIBRARY.to_owned(), false),
+        Nvidia::Library(path) => (path, true),
+    };
+    match tokio::time::timeout(TIMEOUT, tokio::task::spawn_blocking(move || nvml::devices(&library))).await {
+        Ok(Ok(Ok(groups))) => return groups,
+        Ok(Ok(Err(NvmlError::NotThere { .. }))) if !asked_for => {}
+        Ok(Ok(Err(error))) => tracing::warn!(%error, "NVIDIA's devices are not offered"),
+        Ok(Err(error)) => tracing::warn!(%error, "NVIDIA's devices are not offered"),
+        Err(_) => tracing::warn!("NVIDIA's driver does not answer; its devices are not offered"),
+    }
+    vec![]
 }
 
 /// Runs one command and reads its answer.

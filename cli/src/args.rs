@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    agent, cluster, completion, deploy, deployments, dev, events, explain, help, init, jobs, logs, nodes, plan, ps, rebalance, restart, rm,
-    run, runs, scale, server, status, steer, stop, top, validate, version,
+    agent, cluster, completion, deploy, deployments, dev, events, explain, help, init, jobs, logs, nodes, plan, pool, ps, quota, rebalance,
+    restart, rm, run, runs, scale, server, status, steer, stop, top, validate, version, volume,
 };
 use crate::output::ColorChoice;
 
@@ -123,8 +123,17 @@ pub enum Verb {
     #[command(before_help = explain::EXAMPLES)]
     Explain(explain::Args),
     /// List, label, cordon and drain hosts, or let new ones in
-    #[command(before_help = nodes::EXAMPLES)]
+    #[command(before_help = nodes::EXAMPLES, visible_alias = "node")]
     Nodes(nodes::Args),
+    /// List pools of hosts, and set how copies are laid out in them
+    #[command(before_help = pool::EXAMPLES)]
+    Pool(pool::Args),
+    /// List and set what projects and environments may reserve
+    #[command(before_help = quota::EXAMPLES)]
+    Quota(quota::Args),
+    /// List volumes, create and remove them
+    #[command(before_help = volume::EXAMPLES)]
+    Volume(volume::Args),
     /// Move copies to even out the hosts, within a budget
     #[command(before_help = rebalance::EXAMPLES)]
     Rebalance(rebalance::Args),

@@ -299,6 +299,8 @@ mod tests {
             unenforced: vec![],
             last_lines: vec![],
             limits: None,
+            devices: vec![],
+            volumes: vec![],
         }
     }
 

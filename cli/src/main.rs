@@ -86,6 +86,9 @@ async fn client_verb(global: args::Global, verb: Verb, terminal: Terminal) -> Re
         Verb::Explain(args) => commands::explain::run(&args, &global, terminal).await,
         Verb::Top(args) => commands::top::run(&args, &global, terminal).await,
         Verb::Nodes(args) => commands::nodes::run(&args, &global, terminal).await,
+        Verb::Pool(args) => commands::pool::run(&args, &global, terminal).await,
+        Verb::Quota(args) => commands::quota::run(&args, &global, terminal).await,
+        Verb::Volume(args) => commands::volume::run(&args, &global, terminal).await,
         Verb::Events(args) => commands::events::run(&args, &global, terminal).await,
         Verb::Version(args) => commands::version::run(&args, &global, terminal).await,
         Verb::Dev(_)

@@ -39,6 +39,7 @@ struct Prepared {
     user: Option<User>,
     nofile: Option<u64>,
     umask: u32,
+    binds: Vec<(CString, CString)>,
     /// Ours, to see whether we are still there.
     runner: libc::pid_t,
     // What the pointers above point into.
@@ -73,6 +74,11 @@ impl Prepared {
             user: start.user.clone(),
             nofile: start.nofile,
             umask: start.umask,
+            binds: start
+                .binds
+                .iter()
+                .map(|(from, to)| Ok((c_string(from.as_os_str().as_bytes())?, c_string(to.as_os_str().as_bytes())?)))
+                .collect::<Result<_, _>>()?,
             runner: std::process::id() as libc::pid_t,
             _strings: strings,
         })
@@ -123,6 +129,7 @@ pub fn start(start: &StartFile) -> Result<(u32, Output), Failure> {
                 Step::User => start.user.as_ref().map_or_else(String::new, |u| format!("uid {} gid {}", u.uid, u.gid)),
                 Step::Limits if which == 1 => format!("open files {}", start.nofile.unwrap_or(0)),
                 Step::Limits => "core files".to_owned(),
+                Step::Mount => start.binds.get(usize::from(which)).map_or_else(String::new, |(_, to)| to.display().to_string()),
                 Step::Prepare => String::new(),
             };
             Err(Failure { step, errno, detail })
@@ -182,6 +189,20 @@ unsafe fn become_program(p: &Prepared, out: i32, err: i32, tell: i32) -> ! {
             let limit = libc::rlimit { rlim_cur: n, rlim_max: n };
             if libc::setrlimit(libc::RLIMIT_NOFILE, &limit) != 0 {
                 fail(Step::Limits, 1);
+            }
+        }
+        if !p.binds.is_empty() {
+            // Mounts of its own: the host does not see them, and they go with its last process. Those of the host still
+            // come through.
+            let (none, root) = (std::ptr::null(), c"/".as_ptr());
+            if libc::unshare(libc::CLONE_NEWNS) != 0 || libc::mount(none, root, none, libc::MS_REC | libc::MS_SLAVE, std::ptr::null()) != 0
+            {
+                fail(Step::Mount, u8::MAX);
+            }
+            for (n, (from, to)) in p.binds.iter().enumerate() {
+                if libc::mount(from.as_ptr(), to.as_ptr(), std::ptr::null(), libc::MS_BIND, std::ptr::null()) != 0 {
+                    fail(Step::Mount, n as u8);
+                }
             }
         }
         libc::umask(p.umask);

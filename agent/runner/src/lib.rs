@@ -58,6 +58,8 @@ pub struct StartFile {
     /// Soft and hard limit of open files; unset: inherited.
     pub nofile: Option<u64>,
     pub umask: u32,
+    /// Directories the process sees at other places too: where they are, and where they are seen. Mounted for it alone.
+    pub binds: Vec<(PathBuf, PathBuf)>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -115,15 +117,17 @@ pub enum Step {
     User,
     Directory,
     Exec,
+    Mount,
 }
 
-const STEPS: [(Step, &str); 6] = [
+const STEPS: [(Step, &str); 7] = [
     (Step::Prepare, "prepare"),
     (Step::Cgroup, "cgroup"),
     (Step::Limits, "limits"),
     (Step::User, "user"),
     (Step::Directory, "directory"),
     (Step::Exec, "exec"),
+    (Step::Mount, "mount"),
 ];
 
 impl Step {
@@ -244,6 +248,10 @@ impl StartFile {
             w.put("nofile", nofile);
         }
         w.put("umask", self.umask);
+        for (from, to) in &self.binds {
+            w.put("bind_from", from.display());
+            w.put("bind_to", to.display());
+        }
         w.finish()
     }
 
@@ -273,6 +281,8 @@ impl StartFile {
                 "log_segments" => start.log_segments = record::number(key, value)?,
                 "nofile" => start.nofile = Some(record::number(key, value)?),
                 "umask" => start.umask = record::number(key, value)?,
+                "bind_from" => start.binds.push((value.into(), PathBuf::new())),
+                "bind_to" => start.binds.last_mut().ok_or_else(|| record::bad("bind_to without bind_from"))?.1 = value.into(),
                 _ => {}
             }
         }
@@ -443,6 +453,7 @@ mod tests {
             log_segments: 2,
             nofile: Some(9),
             umask: 0o27,
+            binds: vec![("/srv/volumes/a b".into(), "/data".into()), ("/x".into(), "/y".into())],
         };
         let bytes = start.encode();
         assert_eq!(StartFile::decode(&bytes).unwrap(), start);

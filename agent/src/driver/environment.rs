@@ -27,6 +27,7 @@ pub fn build(
     tmp: &Path,
     node: &str,
     host: &BTreeMap<String, String>,
+    devices: &BTreeMap<String, String>,
 ) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     let mut set = |key: &str, value: String| env.insert(key.to_owned(), value);
@@ -47,6 +48,9 @@ pub fn build(
     }
     for (name, port) in &alloc.ports {
         set(&format!("PORT_{}", name.to_ascii_uppercase().replace('-', "_")), port.to_string());
+    }
+    for (key, value) in devices {
+        set(key, value.clone());
     }
     set("OPTIMUS_ALLOC", alloc.id.to_string());
     if alloc.index != RELEASE_SLOT {
@@ -87,7 +91,9 @@ mod tests {
         alloc.ports = vec![("http".into(), 20_001), ("admin-ui".into(), 20_002)];
         let user = User { name: "app".into(), uid: 1, gid: 1, home: "/home/app".into(), groups: vec![] };
         let host = BTreeMap::from([("TZ".to_owned(), "Europe/Rome".to_owned()), ("SECRET".to_owned(), "agent's".to_owned())]);
-        let env = build(&alloc, &spec, &user, Path::new("/run/tmp"), "node-1", &host);
+        let devices = BTreeMap::from([("OPTIMUS_DEVICE_GPU".to_owned(), "/dev/g0".to_owned())]);
+        spec.env.insert("OPTIMUS_DEVICE_GPU".into(), "/dev/other".into());
+        let env = build(&alloc, &spec, &user, Path::new("/run/tmp"), "node-1", &host, &devices);
         for (key, value) in [
             ("PORT", "20001"),
             ("PORT_HTTP", "20001"),
@@ -103,6 +109,7 @@ mod tests {
             ("OPTIMUS_INDEX", "0"),
             ("OPTIMUS_RELEASE", "1"),
             ("PATH", DEFAULT_PATH),
+            ("OPTIMUS_DEVICE_GPU", "/dev/g0"),
         ] {
             assert_eq!(env.get(key).map(String::as_str), Some(value), "{key}");
         }
@@ -118,7 +125,7 @@ mod tests {
         let runs = Some(Runs { input: Some(Box::new(input)), ..Runs::of(None) });
         let spec = WorkloadSpec { kind: Kind::Job, runs, ..spec(&["true"]) };
         let user = User { name: "app".into(), uid: 1, gid: 1, home: "/".into(), groups: vec![] };
-        let env = build(&desired(7, &spec), &spec, &user, Path::new("/run/tmp"), "node-1", &BTreeMap::new());
+        let env = build(&desired(7, &spec), &spec, &user, Path::new("/run/tmp"), "node-1", &BTreeMap::new(), &BTreeMap::new());
         for (key, value) in [
             ("OPTIMUS_RUN", "r"),
             ("OPTIMUS_RUN_NUMBER", "3"),

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// v1: decides which device files may be opened. Not a limit: a host without it runs what asks for no device.
+pub(super) const DEVICES: &str = "devices";
+
 /// Controllers a run's limits need, by their v1 names.
 pub(super) const CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "memory", "pids", "freezer"];
 
@@ -57,6 +60,9 @@ pub fn detect() -> Detected {
         }
         return Detected::Usable(hierarchy);
     }
+    if hierarchy.mounts.get(DEVICES).is_some_and(|mount| !writable(mount)) {
+        hierarchy.mounts.remove(DEVICES);
+    }
     match hierarchy.mounts.values().find(|m| !writable(m)) {
         Some(mount) => Detected::None { why: format!("{} is not writable: run as root", mount.display()) },
         None => Detected::Usable(hierarchy),
@@ -75,7 +81,7 @@ fn from_mountinfo(text: &str) -> Option<Hierarchy> {
             Some("cgroup2") => v2 = v2.or_else(|| Some(PathBuf::from(unescape(point)))),
             Some("cgroup") => {
                 for option in kind.nth(1).unwrap_or_default().split(',') {
-                    if CONTROLLERS.contains(&option) {
+                    if CONTROLLERS.contains(&option) || option == DEVICES {
                         v1.entry(option.to_owned()).or_insert_with(|| PathBuf::from(unescape(point)));
                     }
                 }

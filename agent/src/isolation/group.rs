@@ -12,7 +12,8 @@ use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Hierarchy as CrateHierarchy, MaxValue, hierarchies};
 
-use super::detect::{CONTROLLERS, Hierarchy, Version};
+use super::detect::{CONTROLLERS, DEVICES, Hierarchy, Version};
+use super::devices::{self, DeviceNode};
 use super::{Limits, SetLimitError, Usage};
 use crate::metrics::group::GroupFiles;
 
@@ -41,7 +42,7 @@ impl Group {
     /// A handle; the group need not exist.
     pub(super) fn load(hierarchy: &Hierarchy, path: &Path) -> Group {
         let (kind, controllers): (Box<dyn CrateHierarchy>, Vec<&str>) = match hierarchy.version {
-            Version::V1 => (Box::new(hierarchies::V1::new()), CONTROLLERS.into()),
+            Version::V1 => (Box::new(hierarchies::V1::new()), [&CONTROLLERS[..], &[DEVICES]].concat()),
             Version::V2 => (Box::new(hierarchies::V2::new()), vec!["cpu", "memory", "pids"]),
         };
         let controllers = controllers.into_iter().filter(|c| hierarchy.mounts.contains_key(*c)).map(str::to_owned).collect();
@@ -136,6 +137,20 @@ impl Group {
             pressure_memory: v2_only("memory", "memory.pressure"),
             pressure_io: v2_only("cpu", "io.pressure"),
         }
+    }
+
+    // ---- devices ----
+
+    /// Keeps the processes of the group, which is empty yet, from opening these device files. Others are as they were.
+    pub fn deny(&self, nodes: &[DeviceNode]) -> Result<(), SetLimitError> {
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        if self.version == Version::V2 {
+            return devices::attach(self.dir(), nodes).map_err(|error| not_written(self.dir(), "a device program", error));
+        }
+        let path = self.need(DEVICES, "devices.deny", "")?;
+        nodes.iter().try_for_each(|node| write(&path, &format!("{node} rwm")))
     }
 
     // ---- limits ----

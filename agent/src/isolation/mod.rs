@@ -5,8 +5,11 @@
 //! lacks (`memory.oom.group`, `memory.events`, the kill file) is done here.
 
 mod detect;
+pub mod devices;
 mod group;
 mod root;
+
+pub use devices::DeviceNode;
 
 pub use detect::{Detected, Hierarchy, Version, detect};
 pub use group::Group;

@@ -15,7 +15,9 @@ pub mod logs;
 mod node_actions;
 pub mod nodes;
 pub mod plan;
+pub mod pool;
 pub mod ps;
+pub mod quota;
 pub mod rebalance;
 pub mod restart;
 pub mod rm;
@@ -29,6 +31,7 @@ pub mod stop;
 pub mod top;
 pub mod validate;
 pub mod version;
+pub mod volume;
 
 use std::path::PathBuf;
 use std::time::Duration;

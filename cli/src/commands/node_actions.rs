@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use optimus_common::api::v1::{DrainPreview, DrainRequest, LabelRequest, Node, PoolRequest};
+use optimus_common::api::v1::{DrainPreview, DrainRequest, LabelRequest, Node, NodeDevice, PoolRequest};
 use optimus_common::{Name, Span};
 
 use crate::commands::{Session, WaitArgs};
@@ -90,6 +90,7 @@ pub async fn show(session: &Session, node: &Name) -> Result<(), Failure> {
         return Ok(());
     }
     let labels: Vec<String> = row.labels.iter().map(|(k, v)| format!("{k}={}", printable(v))).collect();
+    let kept = row.host_reserve;
     let takes = if row.cordoned { "cordoned: takes no new copies" } else { "takes copies" };
     for (key, value) in [
         ("node", printable(&row.name)),
@@ -101,8 +102,21 @@ pub async fn show(session: &Session, node: &Name) -> Result<(), Failure> {
         ("copies", row.copies.to_string()),
         ("cpu", format!("{} of {} reserved", row.cpu_reserved, row.cpu)),
         ("memory", format!("{} of {} reserved", row.memory_reserved.human(), row.memory.human())),
+        ("disk", format!("{} of {} reserved, {} free", row.disk_reserved.human(), row.disk.human(), row.disk_free.human())),
+        ("host", format!("{} cores, {} memory, {} disk are kept for it", kept.cpu, kept.memory.human(), kept.disk.human())),
     ] {
         terminal.line(&format!("{key:<8} {value}"))?;
+    }
+    let holders =
+        |device: &NodeDevice| device.holder.as_ref().map_or_else(|| "free".to_owned(), |holder| format!("held by {}", printable(holder)));
+    let devices = row.devices.iter().map(|d| format!("{} {} {}", printable(&d.kind), printable(&d.id), holders(d)));
+    let attributes = row.attributes.iter().map(|(k, v)| format!("{k} = {}", printable(v)));
+    let groups: [(&str, Vec<String>); 3] =
+        [("devices", devices.collect()), ("volumes", row.volumes.clone()), ("found", attributes.collect())];
+    for (key, lines) in groups {
+        for (n, line) in lines.iter().enumerate() {
+            terminal.line(&format!("{:<8} {line}", if n == 0 { key } else { "" }))?;
+        }
     }
     if let Some(drain) = &row.drain {
         let state = match (drain.done_at, drain.deadline) {

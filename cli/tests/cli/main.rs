@@ -5,6 +5,7 @@ mod deploy;
 mod fake;
 mod local;
 mod operate;
+mod placing;
 mod rotation;
 mod streams;
 mod verbs;

@@ -285,6 +285,13 @@ fn nodes_are_listed_and_let_in() {
         pool: "default".into(),
         cordoned: false,
         drain: None,
+        disk: Bytes::mib(4096),
+        disk_reserved: Bytes(0),
+        disk_free: Bytes::mib(2048),
+        host_reserve: Default::default(),
+        attributes: Default::default(),
+        devices: vec![],
+        volumes: vec![],
     };
     let fake = Fake::start(move |seen| match (seen.method.as_str(), seen.path()) {
         ("GET", "/v1/nodes") => Reply::json(page(vec![node.clone()])),

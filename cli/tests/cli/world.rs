@@ -245,6 +245,8 @@ pub fn copy(of: &str, index: u32, phase: Phase, ready: bool) -> Allocation {
         unenforced: vec![],
         last_lines: vec![],
         limits: None,
+        devices: vec![],
+        volumes: vec![],
     }
 }
 

@@ -5,16 +5,18 @@
 
 mod deployments;
 mod operate;
+mod placing;
 
 pub use deployments::*;
 pub use operate::*;
+pub use placing::*;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ids::{AllocId, ClusterId, NodeId, WorkloadKey};
+use crate::ids::{AllocId, ClusterId, Name, NodeId, WorkloadKey};
 use crate::join_token::Role;
 use crate::protocol::Phase;
 use crate::reason::{Exit, Reason};
@@ -219,6 +221,12 @@ pub struct Allocation {
     /// The limits in force, as its agent says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Resources>,
+    /// Devices it has for itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<AllocationDevice>,
+    /// Volumes of its node that it uses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Name>,
 }
 
 /// `GET /v1/.../allocations/{name}:explain`: why a copy is as it is.
@@ -274,6 +282,25 @@ pub struct Node {
     pub cordoned: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainView>,
+    /// Size of the disk of its agent's data, what of it copies reserve, and what is free of it now.
+    #[serde(default)]
+    pub disk: Bytes,
+    #[serde(default)]
+    pub disk_reserved: Bytes,
+    #[serde(default)]
+    pub disk_free: Bytes,
+    /// What is kept for the host itself: copies get the rest.
+    #[serde(default)]
+    pub host_reserve: NodeReserve,
+    /// What its agent found out, for rules of placement.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
+    /// At most 1000.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<NodeDevice>,
+    /// Volumes that live on it, `shop/prod/data`, at most 100.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
 }
 
 /// Something that happened. `index` and `n` order and name it.

@@ -1,7 +1,7 @@
 //! What must be true of a spec wherever it comes from, and what is not acted on yet.
 
 use super::error::printable;
-use super::placement::{Placement, RULES_MAX};
+use super::placement::{Placement, RULES_MAX, bad_mount_path};
 use super::types::*;
 use crate::api::v1::FieldError;
 use crate::ids::Name;
@@ -311,8 +311,21 @@ impl Rules {
     }
 
     fn placement(&mut self, placement: &Placement, kind: Kind) {
-        let Placement { constraints, affinity, anti_affinity, spread, distinct_hosts, pool: _, priority, disk, devices, volumes, arch } =
-            placement;
+        let Placement {
+            constraints,
+            affinity,
+            anti_affinity,
+            spread,
+            distinct_hosts,
+            pool: _,
+            priority,
+            disk,
+            devices,
+            given,
+            volumes,
+            mounts,
+            arch,
+        } = placement;
         for (what, count) in [
             ("constraints", constraints.len()),
             ("affinity", affinity.len()),
@@ -324,6 +337,23 @@ impl Rules {
         ] {
             self.want(count <= RULES_MAX, what, || format!("`{what}` holds {count}; at most {RULES_MAX} are possible"));
         }
+        for (n, name) in volumes.iter().enumerate() {
+            self.want_in(!volumes[..n].contains(name), "volumes", &n.to_string(), || format!("volume `{name}` is named twice"));
+        }
+        for (n, mount) in mounts.iter().enumerate() {
+            let at = volumes.iter().position(|name| *name == mount.volume);
+            self.want(at.is_some(), "volumes", || format!("`mounts` names volume `{}`, which is not in `volumes`", mount.volume));
+            let bad = bad_mount_path(&mount.path);
+            let at = at.unwrap_or(0).to_string();
+            self.want_in(bad.is_none(), "volumes", &at, || {
+                format!("volume `{}` cannot be seen at `{}`: {}", mount.volume, printable(&mount.path), bad.unwrap_or_default())
+            });
+            let inside =
+                |one: &str, other: &str| other.strip_prefix(one.trim_end_matches('/')).is_some_and(|r| r.is_empty() || r.starts_with('/'));
+            let twice = mounts[..n].iter().any(|other| inside(&other.path, &mount.path) || inside(&mount.path, &other.path));
+            self.want_in(!twice, "volumes", &at, || format!("two volumes would be seen at `{}`", printable(&mount.path)));
+        }
+        self.want(given.is_empty(), "given", || "`given` is told to agents; ask with `devices`".into());
         self.want(*priority <= 100, "priority", || "`priority` must be from 0 to 100".into());
         self.want(disk.0 <= 1 << 60, "disk", || "`disk` is more than any host has".into());
         for (n, one) in spread.iter().enumerate() {

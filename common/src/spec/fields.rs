@@ -131,7 +131,8 @@ fields! {
     "disk", "a size", "none", "disk = \"10G\"", true, "Disk reserved on the node when placing.";
     "devices", "a list of kinds of devices", "none", "devices = [\"2 nvidia/gpu where memory >= 16G\"]", true,
         "Devices of the node that each copy gets for itself: [COUNT] KIND [where ATTRIBUTE OPERATOR VALUE and ...]. A kind is `gpu`, `nvidia/gpu` or `nvidia/gpu/NAME`.";
-    "volumes", "a list of volumes", "none", "volumes = [\"data\"]", true, "Volumes the copies use. They run on the node that holds them.";
+    "volumes", "a list of volumes", "none", "volumes = [\"data at /var/lib/shop\"]", true,
+        "Volumes the copies use, and where they see them: NAME or NAME at /PATH. They run on the node that holds them; OPTIMUS_VOLUME_NAME says where it is seen.";
     "labels", "a table of text", "empty", "labels = { team = \"shop\" }", true, "Free labels, shown with the workload.";
     "schedule", "a cron line or a table", "none", "schedule = { cron = \"0 3 * * *\", timezone = \"Europe/Berlin\" }", true,
         "When a job runs by itself. Each run is known by the job and the instant it was due at, so none happens twice.";

@@ -33,7 +33,7 @@ pub use cron::{CronError, Instance, Timetable};
 pub use error::{SpecError, SpecErrors};
 pub use fields::{explain_field, field, field_names};
 pub use job::{Missed, Overlap, PayloadRule, RunInput, RunOn, Runs, Schedule};
-pub use placement::{Affinity, Attribute, Constraint, DeviceAsk, NodeField, Placement, Spread};
+pub use placement::{Affinity, Attribute, Constraint, DeviceAsk, GivenDevice, NodeField, Placement, Spread, VolumeMount};
 pub use template::{Detected, template, template_for};
 pub use types::*;
 pub use update::after_circle;

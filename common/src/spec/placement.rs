@@ -64,9 +64,16 @@ pub struct Placement {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>)]
     pub devices: Vec<DeviceAsk>,
+    /// Devices a copy was given. Said to its agent; what a file says here is not heard.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(ignore)]
+    pub given: Vec<GivenDevice>,
     /// Volumes the copies use: they run on the node that holds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Name>,
+    /// Where the copies see volumes; one that is not here is told of by `OPTIMUS_VOLUME_NAME` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<VolumeMount>,
     /// Architectures it was built for; empty: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub arch: Vec<String>,
@@ -94,7 +101,9 @@ impl Default for Placement {
             priority: PRIORITY,
             disk: Bytes(0),
             devices: vec![],
+            given: vec![],
             volumes: vec![],
+            mounts: vec![],
             arch: vec![],
         }
     }
@@ -342,6 +351,58 @@ pub struct DeviceAsk {
     pub kind: String,
     /// Over the attributes of the devices.
     pub rules: Vec<(String, Test)>,
+}
+
+/// A device of the node that a copy has for itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GivenDevice {
+    /// `nvidia/gpu/a100`
+    pub kind: String,
+    pub id: String,
+}
+
+/// Where a volume is seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeMount {
+    /// One of `volumes`.
+    pub volume: Name,
+    /// Absolute; made on the node if it is missing, to mount on.
+    pub path: String,
+}
+
+/// One of `volumes` as it is written: `data`, or `data at /var/lib/shop`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct VolumeUse {
+    pub name: Name,
+    pub path: Option<String>,
+}
+
+impl FromStr for VolumeUse {
+    type Err = RuleError;
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        let (name, path) = match text.trim().split_once(" at ") {
+            Some((name, path)) => (name.trim(), Some(path.trim())),
+            None => (text.trim(), None),
+        };
+        let name = Name::new(name).map_err(|error| RuleError::new(error.to_string()).hint("write `NAME` or `NAME at /PATH`"))?;
+        Ok(VolumeUse { name, path: path.map(str::to_owned) })
+    }
+}
+
+/// Why a volume cannot be seen at a path; unset: it can.
+pub(super) fn bad_mount_path(path: &str) -> Option<&'static str> {
+    const KERNELS: [&str; 4] = ["/proc", "/sys", "/dev", "/run"];
+    let parts: Vec<&str> = path.trim_end_matches('/').split('/').skip(1).collect();
+    let below = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    match path {
+        path if !path.starts_with('/') => Some("it must begin with /"),
+        path if path.len() > RULE_MAX || path.contains(char::is_control) => Some("it is too long or holds control characters"),
+        _ if parts.is_empty() => Some("the whole root cannot be covered"),
+        _ if parts.iter().any(|part| matches!(*part, "" | "." | "..")) => Some("it must be written without `.`, `..` and doubled slashes"),
+        _ if KERNELS.iter().any(|root| below(root)) => Some("/proc, /sys, /dev and /run are the system's"),
+        _ => None,
+    }
 }
 
 /// What is wrong with a rule, and what to write instead.

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::error::{SpecError, nearest, parse, printable};
 use super::node::{Node, Value};
-use super::placement::{PRIORITY, Placement, RuleError, architecture};
+use super::placement::{PRIORITY, Placement, RuleError, VolumeMount, VolumeUse, architecture};
 use super::read::{Fields, Reader};
 use crate::ids::Name;
 
@@ -14,6 +14,8 @@ const ARCHITECTURES: [&str; 8] = ["amd64", "arm64", "arm", "386", "riscv64", "pp
 
 impl Reader<'_> {
     pub fn placement(&mut self, f: &Fields<'_>) -> Placement {
+        let uses: Vec<VolumeUse> = self.rules("volumes", f);
+        let mount = |used: &VolumeUse| Some(VolumeMount { volume: used.name.clone(), path: used.path.clone()? });
         Placement {
             constraints: self.rules("constraints", f),
             affinity: self.rules("affinity", f),
@@ -24,7 +26,9 @@ impl Reader<'_> {
             priority: f.get("priority").and_then(|n| self.integer("priority", n, 0, 100)).map_or(PRIORITY, |n| n as u8),
             disk: f.get("disk").and_then(|n| self.size("disk", n)).unwrap_or_default(),
             devices: self.rules("devices", f),
-            volumes: self.names("volumes", f),
+            given: vec![],
+            mounts: uses.iter().filter_map(mount).collect(),
+            volumes: uses.into_iter().map(|used| used.name).collect(),
             arch: self.architectures(f),
         }
     }

@@ -1,8 +1,10 @@
 //! From rows of the state to what the API shows. Pure; rows are destructured, so that a new field stops the build here.
 
 mod operate;
+mod placing;
 
 pub use operate::{drain_preview, job, job_run, rebalance_moves, rebalance_settings};
+pub use placing::{pool, pool_names, pool_row, quota, volume};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -208,6 +210,8 @@ pub fn allocation(state: &State, row: &Alloc) -> api::Allocation {
         unenforced: status.map(|s| s.unenforced.clone()).unwrap_or_default(),
         last_lines: status.map(|s| s.last_lines.clone()).unwrap_or_default(),
         limits: status.and_then(|s| s.limits),
+        devices: placing::allocation_devices(row),
+        volumes: state.release(key, *release).map(|r| r.spec.placement.volumes.clone()).unwrap_or_default(),
     }
 }
 
@@ -231,7 +235,26 @@ pub fn node(state: &State, row: &Node, now: Timestamp) -> api::Node {
         drain: _,
     } = row;
     let NodeFacts {
-        name, version, cpu, memory, arch, kernel, cgroup, unenforced, drivers, ports: _, address, boot_id: _, labels: _, ..
+        name,
+        version,
+        cpu,
+        memory,
+        arch,
+        kernel,
+        cgroup,
+        unenforced,
+        drivers,
+        ports: _,
+        address,
+        boot_id: _,
+        labels: _,
+        attributes,
+        pool: _,
+        disk,
+        disk_free,
+        reserved,
+        devices: _,
+        load: _,
     } = facts.clone();
     let taken = scheduler::taken(state, *id);
     api::Node {
@@ -258,6 +281,13 @@ pub fn node(state: &State, row: &Node, now: Timestamp) -> api::Node {
         pool: row.pool().to_owned(),
         cordoned: *cordoned,
         drain: operate::drain(state, row),
+        disk,
+        disk_reserved: Bytes(taken.disk),
+        disk_free,
+        host_reserve: placing::host_reserve(reserved),
+        attributes,
+        devices: placing::devices(state, row),
+        volumes: placing::volumes_on(state, row),
     }
 }
 
@@ -420,6 +450,12 @@ pub fn explain_allocation(state: &State, row: &Alloc, now: Timestamp) -> api::Ex
             line.push_str(&format!("; out of memory: limit {}, peak {}", oom.limit.human(), oom.peak.human()));
         }
         evidence.push(line);
+    }
+    for device in &shown.devices {
+        evidence.push(format!("it has device {} {} for itself", device.kind, device.id));
+    }
+    for volume in &shown.volumes {
+        evidence.push(format!("it uses volume {volume} of {node}"));
     }
     for limit in &shown.unenforced {
         evidence.push(format!("not enforced on this node: {limit}"));

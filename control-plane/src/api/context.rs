@@ -85,7 +85,8 @@ impl Ctx {
         found.map(|(_, value)| value.as_str()).ok_or_else(|| ApiError::internal(format!("the route has no parameter {name}")))
     }
 
-    fn name(&self, param: &str) -> Result<Name, ApiError> {
+    /// A name in the path.
+    pub fn name(&self, param: &str) -> Result<Name, ApiError> {
         Name::new(self.param(param)?).map_err(|error| ApiError::bad_request(format!("{param}: {error}")))
     }
 

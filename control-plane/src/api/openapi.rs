@@ -45,7 +45,7 @@ pub fn document() -> OpenApi {
         ))
         .license(None)
         .build();
-    let tags = ["server", "workloads", "allocations", "deployments", "nodes", "cluster", "events"].map(Tag::new);
+    let tags = ["server", "workloads", "allocations", "deployments", "nodes", "placement", "cluster", "events"].map(Tag::new);
     OpenApiBuilder::new().info(info).paths(paths).components(Some(components)).tags(Some(tags)).build()
 }
 

@@ -239,6 +239,7 @@ impl From<Refusal> for ApiError {
             | Refusal::RunOver(..)
             | Refusal::NoCopies(_)
             | Refusal::AfterCircle { .. }
+            | Refusal::VolumeInUse { .. }
             | Refusal::KindChanged { .. } => ApiError::conflict(detail),
         }
     }

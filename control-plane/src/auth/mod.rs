@@ -47,6 +47,10 @@ pub enum Permission {
     Nodes,
     /// Label, cordon, drain and remove hosts, and move copies between them.
     NodesAdmin,
+    /// Limit what projects and environments may reserve.
+    Quotas,
+    /// Create volumes and forget them.
+    Volumes,
     /// Let new hosts in.
     Tokens,
     Metrics,
@@ -60,7 +64,7 @@ pub enum Permission {
 }
 
 impl Permission {
-    pub const ALL: [Permission; 18] = [
+    pub const ALL: [Permission; 20] = [
         Permission::Public,
         Permission::View,
         Permission::Deploy,
@@ -73,6 +77,8 @@ impl Permission {
         Permission::Logs,
         Permission::Nodes,
         Permission::NodesAdmin,
+        Permission::Quotas,
+        Permission::Volumes,
         Permission::Tokens,
         Permission::Metrics,
         Permission::Events,
@@ -95,6 +101,8 @@ impl Permission {
             Permission::Logs => "logs",
             Permission::Nodes => "nodes",
             Permission::NodesAdmin => "nodes:admin",
+            Permission::Quotas => "quotas:admin",
+            Permission::Volumes => "volumes",
             Permission::Tokens => "tokens",
             Permission::Metrics => "metrics:view",
             Permission::Events => "events",

@@ -121,7 +121,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
             return connection.close(VarInt::from_u32(close::PROTOCOL), b"a greeting was expected");
         }
     };
-    let (welcome, generation) = match outcome {
+    let (welcome, generation, facts) = match outcome {
         Ok(welcome) => welcome,
         Err(no) => {
             // No leader is a matter of moments; the rest needs a person.
@@ -147,7 +147,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, connection: Connection, place: P
         known: Known::default(),
     };
     match writer.send(welcome).await {
-        Ok(()) => Box::pin(running.run(reader, writer, generation)).await,
+        Ok(()) => Box::pin(running.run(reader, writer, generation, facts)).await,
         Err(error) => log_end(address, node, &error),
     }
     if shared.sessions.leave(node, &session) {
@@ -217,8 +217,18 @@ fn unavailable(error: ProposeError) -> No {
     No::new(&code::NO_LEADER, error.to_string())
 }
 
-/// Checks the greeting and brings the node up. Gives the generation the agent holds.
-async fn welcome(shared: &Shared, peer: &Peer, hello: Hello) -> Result<(Welcome, u64), No> {
+/// What an agent said of its node, and the cluster's version it was told at.
+struct Facts {
+    said: NodeFacts,
+    told_at: u32,
+}
+
+fn cluster_version(state: &State) -> u32 {
+    state.cluster.as_ref().map_or(1, |c| c.version)
+}
+
+/// Checks the greeting and brings the node up. Gives the generation the agent holds, and its facts.
+async fn welcome(shared: &Shared, peer: &Peer, hello: Hello) -> Result<(Welcome, u64, Facts), No> {
     let Hello { versions, node, generation, facts } = hello;
     let version = negotiate(PROTOCOL, versions).ok_or_else(|| No::new(&code::PROTOCOL_MISMATCH, mismatch(versions)))?;
     if node != peer.node {
@@ -226,17 +236,18 @@ async fn welcome(shared: &Shared, peer: &Peer, hello: Hello) -> Result<(Welcome,
     }
     open_to_agents(shared)?;
     caught_up(shared, generation).await?;
-    let facts: NodeFacts = facts.open().map_err(|e| No::new(&code::BAD_REQUEST, format!("the node's facts cannot be read: {e}")))?;
-    check_facts(&facts).map_err(|what| No::new(&code::BAD_REQUEST, what))?;
+    let said: NodeFacts = facts.open().map_err(|e| No::new(&code::BAD_REQUEST, format!("the node's facts cannot be read: {e}")))?;
+    check_facts(&said).map_err(|what| No::new(&code::BAD_REQUEST, what))?;
     let state = admitted(shared, peer).await?;
     let row = on_record(&state, peer)?;
-    let facts = facts.at_version(state.cluster.as_ref().map_or(1, |c| c.version));
+    let told_at = cluster_version(&state);
+    let facts = said.clone().at_version(told_at);
     if (!row.up || row.facts != facts)
         && let Applied::Refused(refusal) = shared.store.propose(Command::NodeUp { node, facts }).await.map_err(unavailable)?
     {
         return Err(No::new(&code::NODE_REFUSED, refusal.to_string()));
     }
-    Ok((Welcome { version, cluster: shared.identity.cluster(), heartbeat: HEARTBEAT.into() }, generation))
+    Ok((Welcome { version, cluster: shared.identity.cluster(), heartbeat: HEARTBEAT.into() }, generation, Facts { said, told_at }))
 }
 
 /// A server that hears no leader holds no sessions: what its agents say would reach nobody.
@@ -364,7 +375,7 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
-    async fn run(&self, reader: FrameReader, writer: FrameWriter, generation: u64) {
+    async fn run(&self, reader: FrameReader, writer: FrameWriter, generation: u64, facts: Facts) {
         // One renewal waits while one runs; a node needs one a day.
         let (ask, asked) = mpsc::channel(1);
         let (answer, answers) = mpsc::channel(1);
@@ -389,6 +400,7 @@ impl Running<'_> {
                 Ok(never) => match never {},
             },
             () = self.renew_all(asked, answer) => {}
+            () = self.complete_facts(facts) => {}
             end = usage::read(self.shared, &self.session.connection, self.peer.node, self.version) => if let Err(error) = end {
                 if error.is_violation() {
                     self.session.connection.close(VarInt::from_u32(close::PROTOCOL), Chain(&error).to_string().as_bytes());
@@ -432,6 +444,36 @@ impl Running<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Tells the state what was left out of the node's facts, once every server can read it. A cluster that has just
+    /// been made begins with the lowest version, and its agents are quick. Ends with the session.
+    async fn complete_facts(&self, facts: Facts) {
+        let Facts { said, mut told_at } = facts;
+        let store = &self.shared.store;
+        let mut applied = store.applied();
+        while said.clone().at_version(told_at) != said {
+            let version = cluster_version(&store.state());
+            if version == told_at {
+                if applied.changed().await.is_err() {
+                    break;
+                }
+                continue;
+            }
+            let facts = said.clone().at_version(version);
+            match store.propose(Command::NodeUp { node: self.peer.node, facts }).await {
+                Ok(Applied::Refused(refusal)) => {
+                    tracing::warn!(node = %self.peer.node, %refusal, "the node's facts were not taken");
+                    break;
+                }
+                Ok(_) => told_at = version,
+                Err(error) => {
+                    tracing::debug!(node = %self.peer.node, %error, "the node's facts are told again");
+                    store.env.clock.sleep(HEARTBEAT).await;
+                }
+            }
+        }
+        std::future::pending().await
     }
 
     /// Serves renewals; ends never, or with the session.

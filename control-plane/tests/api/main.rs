@@ -7,6 +7,7 @@ mod changes;
 mod cluster;
 mod errors;
 mod operate;
+mod placing;
 mod reads;
 mod steering;
 mod streams;

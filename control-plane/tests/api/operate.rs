@@ -8,7 +8,7 @@ use crate::support::{Answer, Server, key, project, spec, start};
 const JOB: &str = "/v1/projects/shop/envs/prod/workloads/report";
 
 /// A cluster that understands all commands.
-async fn upgraded() -> Server {
+pub async fn upgraded() -> Server {
     let server = start().await;
     let facts = ServerFacts { name: "s".into(), address: String::new(), api: String::new(), version: String::new(), level: LEVEL };
     for command in [Command::AdmitServer { token: None, server: facts, key_fingerprint: vec![9] }, Command::RaiseVersion { to: LEVEL }] {

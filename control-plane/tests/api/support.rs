@@ -337,7 +337,7 @@ impl Server {
     }
 }
 
-const NODE: NodeId = NodeId(uuid::Uuid::from_u128(1));
+pub const NODE: NodeId = NodeId(uuid::Uuid::from_u128(1));
 
 /// One node, large enough for every test, joined and up.
 pub async fn join_node(store: &Store) {

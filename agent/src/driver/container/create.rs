@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bollard::models::{
-    ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType, MountVolumeOptions,
-    PortBinding, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerUpdateBody, DeviceMapping, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType,
+    MountVolumeOptions, PortBinding, RestartPolicy, RestartPolicyNameEnum,
 };
 use optimus_common::protocol::DesiredAlloc;
 use optimus_common::spec::{Container, Mount, Network, Resources, Run, Source, WorkloadSpec};
 use optimus_common::units::{Bytes, Millicores};
+
+use crate::devices::Share;
+use crate::volumes::Used;
 
 /// Label that says which agent a container, image or volume belongs to. Without ours, nothing is ever touched.
 pub const OWNER_LABEL: &str = "optimus.owner";
@@ -28,6 +31,10 @@ pub struct Surroundings<'a> {
     pub node: &'a str,
     /// Our group the container goes below, if the engine lets us say.
     pub cgroup_parent: Option<String>,
+    /// Devices it was given. The engine lets a container open no others.
+    pub share: Share,
+    /// Volumes it sees.
+    pub volumes: Vec<Used>,
 }
 
 /// Everything the engine is asked for.
@@ -43,7 +50,9 @@ pub fn body(
         Run::Shell(line) => (Some(vec!["/bin/sh".to_owned(), "-c".to_owned()]), Some(vec![line.clone()])),
         Run::Argv(argv) => (container.entrypoint.clone(), (!argv.is_empty()).then(|| argv.clone())),
     };
-    let environment = environment(alloc, spec, container, around.node);
+    let mut environment = environment(alloc, spec, container, around.node);
+    environment.extend(around.share.env.clone());
+    environment.extend(around.volumes.iter().filter(|used| used.target.is_some()).map(Used::variable));
     ContainerCreateBody {
         image: Some(container.image.clone()),
         user: spec.user.clone(),
@@ -97,9 +106,19 @@ fn host_config(alloc: &DesiredAlloc, spec: &WorkloadSpec, container: &Container,
             Network::Named(name) => name.clone(),
         }),
         port_bindings: publishes(container).then(|| published.collect()),
-        mounts: Some(container.mounts.iter().map(|m| mount(alloc, m, around)).collect()),
+        mounts: Some(container.mounts.iter().map(|m| mount(alloc, m, around)).chain(around.volumes.iter().filter_map(volume)).collect()),
+        devices: (!around.share.paths.is_empty()).then(|| around.share.paths.iter().map(|path| device(path)).collect()),
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
         ..HostConfig::default()
+    }
+}
+
+/// A device under the path it has on the host, to read and write but not to make more of.
+fn device(path: &str) -> DeviceMapping {
+    DeviceMapping {
+        path_on_host: Some(path.to_owned()),
+        path_in_container: Some(path.to_owned()),
+        cgroup_permissions: Some("rw".to_owned()),
     }
 }
 
@@ -158,6 +177,16 @@ fn mount(alloc: &DesiredAlloc, mount: &Mount, around: &Surroundings<'_>) -> Engi
     }
 }
 
+/// A volume of the node, where the spec says it is seen; elsewhere a container cannot see it.
+fn volume(used: &Used) -> Option<EngineMount> {
+    Some(EngineMount {
+        target: Some(used.target.as_ref()?.display().to_string()),
+        source: Some(used.dir.display().to_string()),
+        typ: Some(MountType::BIND),
+        ..EngineMount::default()
+    })
+}
+
 /// The engine's name of a volume: its own for each project and environment, so that no stranger's is met by chance.
 pub fn volume_name(alloc: &DesiredAlloc, name: &str) -> String {
     format!("optimus.{}.{}.{name}", alloc.key.project, alloc.key.environment)
@@ -211,8 +240,35 @@ mod tests {
         change(&mut spec, &mut container);
         let mut alloc = desired(7, &spec);
         alloc.ports = vec![("http".into(), 20_001), ("admin-ui".into(), 20_002)];
-        let around = Surroundings { owner: "me", node: "n1", cgroup_parent: Some("/optimus-containers/a.1".into()) };
+        let share = Share {
+            paths: spec.placement.given.iter().map(|given| format!("/dev/{}", given.id)).collect(),
+            env: BTreeMap::from([("OPTIMUS_DEVICE_GPU".to_owned(), "/dev/g0".to_owned())]),
+            ..Share::default()
+        };
+        let volumes = crate::volumes::of(std::path::Path::new("/volumes"), &alloc, &spec);
+        let around = Surroundings { owner: "me", node: "n1", cgroup_parent: Some("/optimus-containers/a.1".into()), share, volumes };
         body(&alloc, &spec, &container, 3, &around)
+    }
+
+    #[test]
+    fn a_volume_of_the_node_is_seen_where_the_spec_says() {
+        let body = made(|spec, _| {
+            spec.placement.volumes = vec!["data".parse().unwrap(), "unseen".parse().unwrap()];
+            spec.placement.mounts = vec![optimus_common::spec::VolumeMount { volume: "data".parse().unwrap(), path: "/d".into() }];
+        });
+        let mounts = body.host_config.unwrap().mounts.unwrap();
+        assert_eq!((mounts.len(), mounts[0].source.as_deref(), mounts[0].target.as_deref()), (1, Some("/volumes/p/dev/data"), Some("/d")));
+        assert!(body.env.unwrap().contains(&"OPTIMUS_VOLUME_DATA=/d".to_owned()));
+    }
+
+    #[test]
+    fn a_container_gets_its_devices_and_no_others() {
+        assert_eq!(made(|_, _| {}).host_config.unwrap().devices, None);
+        let given = optimus_common::spec::GivenDevice { kind: "acme/gpu/x".into(), id: "g0".into() };
+        let body = made(|spec, _| spec.placement.given = vec![given]);
+        let device = body.host_config.unwrap().devices.unwrap().remove(0);
+        assert_eq!((device.path_on_host.as_deref(), device.path_in_container.as_deref()), (Some("/dev/g0"), Some("/dev/g0")));
+        assert!(body.env.unwrap().contains(&"OPTIMUS_DEVICE_GPU=/dev/g0".to_owned()));
     }
 
     #[test]

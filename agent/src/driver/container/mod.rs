@@ -70,6 +70,10 @@ pub struct ContainerConfig {
     pub node: String,
     /// Name of the agent's cgroup directory; that of containers stands beside it.
     pub cgroup_owner: String,
+    /// What the node offers.
+    pub devices: crate::devices::Devices,
+    /// Holds the volumes; an absolute path.
+    pub volumes_dir: PathBuf,
 }
 
 /// Runs containers. Cheap to clone.

@@ -23,6 +23,7 @@ use crate::driver::process::prepare::prove_ports;
 use crate::driver::{Run, StartError, StartRequest};
 use crate::logs::retention;
 use crate::manager::make_dir;
+use crate::volumes;
 
 /// How long a start waits for an engine that is away: most often it only starts again.
 const ENGINE_WAIT: Duration = Duration::from_secs(5);
@@ -61,14 +62,22 @@ impl Shared {
     async fn start_steps(self: &Arc<Self>, request: &StartRequest, container: &Container) -> Result<Arc<dyn Run>, StartError> {
         let (alloc, attempt, spec) = (request.alloc.id, request.attempt, &request.spec);
         let facts = self.engine.up().map_err(refused)?.facts;
+        let share = self.config.devices.share(&spec.placement.given);
+        let share = share.map_err(|why| StartError::step("give it its devices", why))?;
         if let (Some(first), false) = (facts.unenforced.first(), self.config.allow_unenforced) {
             let (what, why) = first.split_once(": ").unwrap_or(("limits", first));
             return Err(StartError::here(Reason::LimitNotEnforceable { what: what.to_owned(), why: why.to_owned() }));
         }
         let (this, asked, mounts) = (Arc::clone(self), request.clone(), container.mounts.clone());
+        let volumes = volumes::of(&self.config.volumes_dir, &request.alloc, spec);
+        let (owner, made) = (numeric_user(spec.user.as_deref()), volumes.clone());
         let in_our_group = facts.cgroupfs;
         let prepared = tokio::task::spawn_blocking(move || {
             prove_ports(&asked.alloc, &asked.spec)?;
+            for used in &made {
+                let failed = |error| StartError::step(&format!("prepare volume {}", used.name), error);
+                volumes::prepare(&used.dir, owner).map_err(failed)?;
+            }
             for mount in &mounts {
                 if let Source::Path(path) = &mount.source {
                     this.may_mount(Path::new(path)).map_err(|why| StartError::step(&format!("mount {path}"), why))?;
@@ -83,7 +92,7 @@ impl Shared {
             Err(panicked) => return Err(StartError::step("prepare the container", panicked)),
         };
         let cgroup_parent = enforced.group.as_ref().map(|g| format!("/{}", g.path().trim_start_matches('/')));
-        let around = Surroundings { owner: &self.owner, node: &self.config.node, cgroup_parent };
+        let around = Surroundings { owner: &self.owner, node: &self.config.node, cgroup_parent, share, volumes };
         let body = create::body(&request.alloc, spec, container, attempt, &around);
         Box::pin(self.create(&record.name, body)).await?;
         let name = record.name.clone();
@@ -131,7 +140,8 @@ impl Shared {
             unenforced: vec![],
         };
         let enforced = if in_our_group {
-            self.enforcer.create(alloc.id, *attempt, &spec.resources).map_err(StartError::here)?
+            // Which devices it may open, the engine says to the kernel.
+            self.enforcer.create(alloc.id, *attempt, &spec.resources, &[]).map_err(StartError::here)?
         } else {
             // The engine's own groups and limits; what it cannot limit it has said.
             Enforced { group: None, unenforced: vec![] }
@@ -211,4 +221,11 @@ fn start_failed(error: EngineError, request: &StartRequest, container: &Containe
         return StartError::here(Reason::NotExecutable { command: command() });
     }
     StartError::step("start the container", text)
+}
+
+/// `1000` or `1000:1000`: the only users that are known outside of the image. Others find a volume of root's.
+fn numeric_user(user: Option<&str>) -> Option<(u32, u32)> {
+    let user = user?;
+    let (uid, gid) = user.split_once(':').unwrap_or((user, user));
+    Some((uid.parse().ok()?, gid.parse().ok()?))
 }

@@ -9,7 +9,7 @@ use optimus_common::reason::Reason;
 use optimus_common::spec::Resources;
 
 use crate::alloc::worker::alloc_dir;
-use crate::isolation::{CgroupRoot, Group, Limits};
+use crate::isolation::{CgroupRoot, DeviceNode, Group, Limits};
 use crate::ledger::chain;
 use crate::logs::segments;
 
@@ -25,6 +25,9 @@ pub struct Enforced {
     pub group: Option<Arc<Group>>,
     pub unenforced: Vec<String>,
 }
+
+/// What is not enforced where a copy could open devices of others.
+const DEVICES: &str = "who may open which device";
 
 const KINDS: [&str; 3] = ["cpu", "memory", "pids"];
 
@@ -53,17 +56,35 @@ impl Enforcer {
     }
 
     /// Makes the group of an attempt with its limits set, or refuses. Blocking.
-    pub fn create(&self, alloc: AllocId, attempt: u32, resources: &Resources) -> Result<Enforced, Reason> {
-        let unenforced = self.unenforced();
+    pub fn create(&self, alloc: AllocId, attempt: u32, resources: &Resources, kept_from: &[DeviceNode]) -> Result<Enforced, Reason> {
+        let mut unenforced = self.unenforced();
         if let (Some(first), false) = (unenforced.first(), self.allow_unenforced) {
             let (what, why) = first.split_once(": ").unwrap_or(("limits", first));
             return Err(Reason::LimitNotEnforceable { what: what.to_owned(), why: why.to_owned() });
         }
-        let Ok(root) = &self.root else { return Ok(Enforced { group: None, unenforced }) };
+        let root = match &self.root {
+            Ok(root) => root,
+            Err(why) => {
+                if !kept_from.is_empty() {
+                    unenforced.push(format!("{DEVICES}: {why}"));
+                }
+                return Ok(Enforced { group: None, unenforced });
+            }
+        };
         let limits = limits_of(&unenforced, resources);
         let name = group_name(alloc, attempt);
         match root.create(&name, &limits) {
-            Ok(group) => Ok(Enforced { group: Some(Arc::new(group)), unenforced }),
+            Ok(group) => match group.deny(kept_from) {
+                Ok(()) => Ok(Enforced { group: Some(Arc::new(group)), unenforced }),
+                Err(error) if self.allow_unenforced => {
+                    unenforced.push(format!("{DEVICES}: {}", chain(&error)));
+                    Ok(Enforced { group: Some(Arc::new(group)), unenforced })
+                }
+                Err(error) => {
+                    end(&group);
+                    Err(Reason::LimitNotEnforceable { what: DEVICES.to_owned(), why: chain(&error) })
+                }
+            },
             Err(error) => {
                 if let Some(half_made) = root.open_group(&name) {
                     end(&half_made);

@@ -27,6 +27,7 @@ use self::run::{ProcessRun, off_thread};
 use self::supervisor::{Found, Supervised};
 use super::{Boxed, Driver, Ended, Fingerprint, Recovered, Run, StartError, StartRequest};
 use crate::alloc::worker::alloc_dir;
+use crate::devices::Devices;
 use crate::isolation::Group;
 use crate::logs::{retention, segments};
 
@@ -49,6 +50,10 @@ pub struct ProcessConfig {
     pub node: String,
     /// Cgroup directory that holds the groups.
     pub cgroup_owner: String,
+    /// What the node offers.
+    pub devices: Devices,
+    /// Holds the volumes; an absolute path.
+    pub volumes_dir: PathBuf,
 }
 
 /// Runs processes. Cheap to clone.
@@ -117,7 +122,8 @@ impl ProcessDriver {
         let run_dir = self.run_dir(alloc.id, *attempt);
         let fresh = !run_dir.exists();
         let started = prepare::prepare(request, &self.config).and_then(|prepared| {
-            let enforced = self.enforcer.create(alloc.id, *attempt, &spec.resources).map_err(StartError::here)?;
+            let mut enforced = self.enforcer.create(alloc.id, *attempt, &spec.resources, &prepared.kept_from).map_err(StartError::here)?;
+            enforced.unenforced.extend(prepared.unmounted.iter().cloned());
             let start = start_file(request, &prepared, enforced.group.as_deref());
             match supervisor::launch(&self.config.runner, &prepared.run_dir, &start) {
                 Ok(supervised) => Ok((supervised, enforced)),
@@ -206,7 +212,7 @@ impl ProcessDriver {
 
 fn start_file(request: &StartRequest, prepared: &Prepared, group: Option<&Group>) -> StartFile {
     let StartRequest { alloc, spec, attempt } = request;
-    let Prepared { run_dir: _, argv, dir, env, user } = prepared;
+    let Prepared { run_dir: _, argv, dir, env, kept_from: _, binds, unmounted: _, user } = prepared;
     let budget = retention::attempt_budget(spec.logs.size);
     StartFile {
         alloc: alloc.id.to_string(),
@@ -225,6 +231,7 @@ fn start_file(request: &StartRequest, prepared: &Prepared, group: Option<&Group>
         log_segments: LOG_SEGMENTS,
         nofile: None,
         umask: UMASK,
+        binds: binds.clone(),
     }
 }
 

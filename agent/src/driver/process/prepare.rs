@@ -18,9 +18,11 @@ use crate::alloc::worker::alloc_dir;
 use crate::driver::environment::{self, DEFAULT_PATH};
 use crate::driver::users::{self, User};
 use crate::driver::{StartError, StartRequest};
+use crate::isolation::DeviceNode;
 use crate::logs::retention;
 use crate::manager::make_dir;
 use crate::ports;
+use crate::volumes;
 
 /// A start with every question answered.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +33,12 @@ pub struct Prepared {
     pub argv: Vec<String>,
     pub dir: PathBuf,
     pub env: BTreeMap<String, String>,
+    /// Devices of the node it is kept from.
+    pub kept_from: Vec<DeviceNode>,
+    /// Volumes it sees at other places: where they are, and where they are seen.
+    pub binds: Vec<(PathBuf, PathBuf)>,
+    /// Volumes that are not where they were asked for, where that is allowed.
+    pub unmounted: Vec<String>,
     /// Unset: the agent's own user, and nothing to change.
     pub user: Option<User>,
 }
@@ -40,6 +48,8 @@ pub fn prepare(request: &StartRequest, config: &ProcessConfig) -> Result<Prepare
     let StartRequest { alloc, spec, attempt } = request;
     prove_ports(alloc, spec)?;
     let (user, change) = choose_user(spec, config)?;
+    let share = config.devices.share(&spec.placement.given).map_err(|why| StartError::step("give it its devices", why))?;
+    may_open(&share.paths, &user)?;
     let dir = PathBuf::from(spec.dir.as_deref().unwrap_or("/"));
     match fs::metadata(&dir) {
         Ok(meta) if meta.is_dir() && may_enter(&meta, &user) => {}
@@ -62,8 +72,67 @@ pub fn prepare(request: &StartRequest, config: &ProcessConfig) -> Result<Prepare
             .map_err(|e| StartError::step("write the payload of the run", e))?;
     }
     let host = ["LANG", "TZ"].into_iter().filter_map(|key| Some((key.to_owned(), std::env::var(key).ok()?))).collect();
-    let env = environment::build(alloc, spec, &user, &tmp, &config.node, &host);
-    Ok(Prepared { run_dir, argv, dir, env, user: change.then_some(user) })
+    let Volumes { binds, unmounted, env: volumes } = prepare_volumes(request, config, &user, change)?;
+    let told = share.env.into_iter().chain(volumes).collect();
+    let env = environment::build(alloc, spec, &user, &tmp, &config.node, &host, &told);
+    let kept_from = share.kept_from.into_iter().collect();
+    Ok(Prepared { run_dir, argv, dir, env, kept_from, binds, unmounted, user: change.then_some(user) })
+}
+
+#[derive(Default)]
+struct Volumes {
+    binds: Vec<(PathBuf, PathBuf)>,
+    unmounted: Vec<String>,
+    env: BTreeMap<String, String>,
+}
+
+/// Makes the volumes of the copy, theirs who uses them.
+fn prepare_volumes(request: &StartRequest, config: &ProcessConfig, user: &User, change: bool) -> Result<Volumes, StartError> {
+    let mut found = Volumes::default();
+    for mut used in volumes::of(&config.volumes_dir, &request.alloc, &request.spec) {
+        let failed = |error: io::Error| StartError::step(&format!("prepare volume {}", used.name), error);
+        volumes::prepare(&used.dir, change.then_some((user.uid, user.gid))).map_err(failed)?;
+        // Only root may mount.
+        if users::current().uid != 0
+            && let Some(target) = used.target.take()
+        {
+            let why = format!("volume {}: not at {}, as the agent does not run as root", used.name, target.display());
+            if !config.allow_unenforced {
+                return Err(StartError::step("mount its volumes", why));
+            }
+            found.unmounted.push(why);
+        }
+        match &used.target {
+            Some(target) => {
+                volumes::prepare_target(target).map_err(|e| StartError::step(&format!("make {}", target.display()), e))?;
+                found.binds.push((used.dir.clone(), target.clone()));
+            }
+            // Seen where it is: its user must be able to get there.
+            None => {
+                for above in used.dir.ancestors().filter(|_| change) {
+                    if !may_enter(&fs::metadata(above).map_err(failed)?, user) {
+                        let why = format!("user {} may not pass through {}; set its mode to 711", user.name, above.display());
+                        return Err(StartError::step(&format!("prepare volume {}", used.name), why));
+                    }
+                }
+            }
+        }
+        found.env.extend([used.variable()]);
+    }
+    Ok(found)
+}
+
+/// The user has rights on the device files: being given a device does not change whose they are.
+fn may_open(paths: &[String], user: &User) -> Result<(), StartError> {
+    for path in paths.iter().filter(|_| user.uid != 0) {
+        let meta = fs::metadata(path).map_err(|error| StartError::step(&format!("look at device file {path}"), error))?;
+        // Reading or writing: which of them it needs, nobody has said.
+        if meta.mode() & (execute_bit(&meta, user) * 6) == 0 {
+            let why = format!("user {} may neither read nor write {path}; put it into the file's group", user.name);
+            return Err(StartError::step("give it its devices", why));
+        }
+    }
+    Ok(())
 }
 
 /// A dynamic port in a stranger's hands moves the copy to another one; a fixed port is waited for.

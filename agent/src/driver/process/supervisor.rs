@@ -150,6 +150,7 @@ fn refusal(start: &StartFile, step: Step, errno: i32, detail: String) -> Reason 
                 Step::Cgroup => "enter the cgroup",
                 Step::Limits => "set resource limits",
                 Step::User => "become the workload's user",
+                Step::Mount => "mount its volumes",
                 Step::Directory | Step::Exec => "execute the command",
             };
             let cause = if errno == 0 { String::new() } else { io::Error::from_raw_os_error(errno).to_string() };

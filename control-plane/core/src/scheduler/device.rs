@@ -13,7 +13,8 @@ use crate::state::{Node, State};
 /// A device of a node: its kind (`nvidia/gpu/a100`) and id.
 pub type Device = (String, String);
 
-fn kind_of(group: &DeviceGroup) -> String {
+/// The kind of a group's devices: `nvidia/gpu/a100`.
+pub fn kind_of(group: &DeviceGroup) -> String {
     format!("{}/{}/{}", group.vendor, group.kind, group.name)
 }
 

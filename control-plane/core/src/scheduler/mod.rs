@@ -24,7 +24,7 @@ mod tests;
 mod view;
 
 pub use constraint::{suits, value_of};
-pub use device::{Device, allot_devices};
+pub use device::{Device, allot_devices, kind_of as device_kind};
 pub use explain::{judge, why_nowhere};
 pub use fit::{Taken, fits, fits_resized, fits_with, taken};
 pub use preempt::{PREEMPTION_DISTANCE, Room};
@@ -33,3 +33,4 @@ pub use score::Score;
 pub use view::{Ask, Judged, View};
 
 pub(crate) use constraint::class_of;
+pub(crate) use fit::capacity;

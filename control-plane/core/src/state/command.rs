@@ -585,4 +585,6 @@ pub enum Refusal {
     NoCopies(WorkloadKey),
     #[error("`after` goes in a circle, with what is deployed already: {}", .path.join(" after "))]
     AfterCircle { path: Vec<String> },
+    #[error("volume {volume} is used by {by}; {}", if *.moving { "it cannot move" } else { "it is not removed" })]
+    VolumeInUse { volume: super::VolumeKey, by: String, moving: bool },
 }

@@ -1,9 +1,12 @@
 //! Rows that steer placement: quotas, pools, volumes.
 
 use std::fmt;
+use std::sync::Arc;
 
-use optimus_common::{Bytes, Millicores, Name, NodeId};
+use optimus_common::{Bytes, Millicores, Name, NodeId, WorkloadKey};
 use serde::{Deserialize, Serialize};
+
+use super::{Alloc, State, Workload};
 
 /// Most rows of each kind the state accepts.
 pub const QUOTAS_MAX: usize = 10_000;
@@ -80,4 +83,40 @@ impl fmt::Display for VolumeKey {
 pub struct Volume {
     pub key: VolumeKey,
     pub node: NodeId,
+}
+
+impl State {
+    /// Workloads of a volume's environment, in the order of their names. Costs what there are of them.
+    fn workloads_beside<'s>(&'s self, key: &'s VolumeKey) -> impl Iterator<Item = &'s Arc<Workload>> + 's {
+        // No name is shorter than this one, so none comes before it.
+        let first = Name::new("a").ok().map(|workload| WorkloadKey {
+            project: key.project.clone(),
+            environment: key.environment.clone(),
+            workload,
+        });
+        let rows = first.map(|first| self.workloads.range(first..)).into_iter().flatten();
+        rows.map(|(_, row)| row).take_while(|row| row.key.project == key.project && row.key.environment == key.environment)
+    }
+
+    /// Copies that have not ended and use a volume.
+    pub fn volume_holders<'s>(&'s self, key: &'s VolumeKey) -> impl Iterator<Item = &'s Arc<Alloc>> + 's {
+        let uses = |alloc: &&Arc<Alloc>| {
+            !alloc.has_ended() && self.release(&alloc.key, alloc.release).is_some_and(|r| r.spec.placement.volumes.contains(&key.name))
+        };
+        self.workloads_beside(key).flat_map(|row| self.allocs_of(&row.key)).filter(uses)
+    }
+
+    /// Workloads whose present release asks for a volume.
+    pub fn volume_workloads<'s>(&'s self, key: &'s VolumeKey) -> impl Iterator<Item = &'s Arc<Workload>> + 's {
+        let asks = |row: &&Arc<Workload>| {
+            !row.removing && self.release(&row.key, row.release).is_some_and(|r| r.spec.placement.volumes.contains(&key.name))
+        };
+        self.workloads_beside(key).filter(asks)
+    }
+
+    /// Somebody who uses a volume: a copy that runs says more than a workload that could.
+    pub fn volume_user(&self, key: &VolumeKey) -> Option<String> {
+        let holder = self.volume_holders(key).next().map(|alloc| alloc.subject());
+        holder.or_else(|| self.volume_workloads(key).next().map(|row| row.key.to_string()))
+    }
 }

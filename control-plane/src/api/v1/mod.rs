@@ -11,6 +11,7 @@ pub(crate) mod export;
 pub(crate) mod jobs;
 pub(crate) mod nodes;
 pub(crate) mod operate;
+pub(crate) mod placing;
 pub(crate) mod plan;
 pub(crate) mod steering;
 pub(crate) mod system;

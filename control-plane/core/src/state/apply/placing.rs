@@ -49,6 +49,11 @@ impl Step<'_> {
         if self.state.volumes.get(&volume.key).is_some_and(|known| **known == volume) {
             return self.unchanged();
         }
+        if self.state.volumes.contains_key(&volume.key)
+            && let Some(by) = self.state.volume_user(&volume.key)
+        {
+            return Applied::Refused(Refusal::VolumeInUse { volume: volume.key, by, moving: true });
+        }
         if self.state.volumes.len() >= VOLUMES_MAX && !self.state.volumes.contains_key(&volume.key) {
             return too_many("volumes", VOLUMES_MAX as u64);
         }
@@ -57,6 +62,11 @@ impl Step<'_> {
     }
 
     pub(super) fn remove_volume(&mut self, key: &VolumeKey) -> Applied {
+        if self.state.volumes.contains_key(key)
+            && let Some(by) = self.state.volume_user(key)
+        {
+            return Applied::Refused(Refusal::VolumeInUse { volume: key.clone(), by, moving: false });
+        }
         match self.state.volumes.remove(key) {
             Some(_) => self.done(),
             None => Applied::Refused(Refusal::NoSuchVolume(key.clone())),
