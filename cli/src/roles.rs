@@ -60,7 +60,7 @@ pub async fn server(config: ServerConfig) -> anyhow::Result<()> {
         allow_hosts: config.allow_hosts,
         rescue: config.rescue,
     };
-    let server = Server::start(config, HostEnv::new()).await?;
+    let server = Box::pin(Server::start(config, HostEnv::new())).await?;
     let credentials = context::write_context("server", &context_of(&server))?;
     println!("Optimus server {}", env!("CARGO_PKG_VERSION"));
     println!("  API          https://{}", server.api_addr);
@@ -140,7 +140,7 @@ pub async fn dev(config: DevConfig) -> anyhow::Result<()> {
         join: None,
         rescue: Default::default(),
     };
-    let server = Server::start(server_config, env.clone()).await?;
+    let server = Box::pin(Server::start(server_config, env.clone())).await?;
     let before = context::current();
     let context = context_of(&server);
     context::write_context("dev", &context)?;

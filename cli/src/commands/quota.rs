@@ -110,8 +110,11 @@ fn path(scope: &str) -> Result<String, Failure> {
     }
 }
 
+/// What is reserved, the limit, and whether it is above.
+type Held = (String, String, bool);
+
 /// `2 of 8`, for each limit.
-fn columns(quota: &Quota) -> [(&'static str, Option<(String, String, bool)>); 5] {
+fn columns(quota: &Quota) -> [(&'static str, Option<Held>); 5] {
     let QuotaLimits { cpu, memory, disk, copies, devices } = quota.limits;
     let QuotaUsed { cpu: cpu_used, memory: memory_used, disk: disk_used, copies: copies_used, devices: devices_used } = quota.used;
     let size = |limit: Option<Bytes>, used: Bytes| limit.map(|limit| (used.human(), limit.human(), used > limit));
@@ -159,7 +162,7 @@ async fn list(session: &Session, project: Option<&Name>) -> Result<(), Failure> 
         return Ok(());
     }
     let paint = terminal.stdout_paint();
-    let cell = |limit: Option<(String, String, bool)>| match limit {
+    let cell = |limit: Option<Held>| match limit {
         None => "-".to_owned(),
         Some((used, limit, true)) => paint.bad(&format!("{used}/{limit} over")),
         Some((used, limit, false)) => format!("{used}/{limit}"),

@@ -3,7 +3,7 @@
 //! One question, asked in one place: [`Auth::authorise`] turns the headers of a request into a
 //! [`Principal`], or refuses. The API asks it for every route before any of the route's code runs.
 
-mod throttle;
+pub mod throttle;
 mod token;
 
 use std::fmt;
