@@ -11,7 +11,7 @@ use optimus_common::api::v1::DeploymentPhase;
 use optimus_common::{AllocId, NodeId, Reason, Timestamp};
 
 use super::{ENDED_KEPT, Pass, answers, over_at, retry_at};
-use crate::deployments::RESTARTS_MAX;
+use crate::deployments::{RESTARTS_MAX, may_adopt};
 use crate::scheduler::{self, Ask, View, suits};
 use crate::state::{Alloc, Deployment, DeploymentStep, Node, Placement, Release, State, Workload};
 
@@ -120,7 +120,7 @@ impl<'a> Pass<'a> {
             let here = copies.get(&node.id).map_or(&[][..], Vec::as_slice);
             let mut place = self.look(workload, release, here, slots.of_node.get(&node.id).copied());
             if place == (Place::Empty { pausing: false }) {
-                place = if self.put(workload, release, node.id, slots.get(node.id)) { Place::Moving } else { Place::NoRoom };
+                place = self.put(workload, release, node.id, slots.get(node.id));
             }
             if let Place::Old { serving } = place {
                 // Nothing could be put in its place there: it runs on, and the update is of the other nodes.
@@ -164,14 +164,19 @@ impl<'a> Pass<'a> {
             for alloc in surplus.iter().chain(&old) {
                 self.stop(alloc, Reason::Replaced { release: release.number });
             }
-            return match keep.status.as_ref().filter(|_| keep.is_ready()).and_then(|s| s.ready_since) {
+            let proven = keep.is_ready() && !keep.awaits_limits(&release.spec);
+            return match keep.status.as_ref().filter(|_| proven).and_then(|s| s.ready_since) {
                 Some(since) => self.counts(over_at(since, release.spec.update.min_ready, self.now)),
                 None => Place::Moving,
             };
         }
-        if let Some((_, surplus)) = old.split_last() {
+        if let Some((keep, surplus)) = old.split_last() {
             for alloc in surplus {
                 self.stop(alloc, Reason::Replaced { release: release.number });
+            }
+            if may_go_on(self.state, keep, release) {
+                self.outcome.plan.adopt.push((keep.id, release.number));
+                return Place::Moving;
             }
             return Place::Old { serving: old.iter().any(|a| a.is_ready()) };
         }
@@ -194,14 +199,19 @@ impl<'a> Pass<'a> {
         Place::Moving
     }
 
-    fn put(&mut self, workload: &Workload, release: &Release, node: NodeId, index: u32) -> bool {
+    /// A copy on a node where there is none, or what is stopped for it.
+    fn put(&mut self, workload: &Workload, release: &Release, node: NodeId, index: u32) -> Place {
         let (state, now) = (self.state, self.now);
         let alloc = (self.new_id)();
         let ask = Ask { key: &workload.key, spec: &release.spec, alloc, troubled: &[] };
-        let Ok(ports) = self.view.get_or_insert_with(|| View::of(state, now)).place_on(node, ask) else { return false };
+        let view = self.view.get_or_insert_with(|| View::of(state, now));
+        let Ok(ports) = view.place_on(node, ask) else {
+            let room = view.make_room_on(node, ask);
+            return if self.displace(room, workload) { Place::Moving } else { Place::NoRoom };
+        };
         let placement = Placement { alloc, key: workload.key.clone(), index, release: release.number, node, ports };
         self.outcome.plan.place.push(placement);
-        true
+        Place::Moving
     }
 
     /// A deployment is done when every node has settled, but for those that have no room: they are shown as missing.
@@ -249,11 +259,22 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// The copy need not start anew for the release, and there is room for it as it is then.
+fn may_go_on(state: &State, alloc: &Alloc, release: &Release) -> bool {
+    let of = state.release(&alloc.key, alloc.release).filter(|of| may_adopt(state, of, release));
+    of.is_some_and(|of| scheduler::fits_resized(state, alloc, &of.spec, &release.spec))
+}
+
 fn gave_up(state: &State, deployment: &Deployment, alloc: &Alloc) -> bool {
     if alloc.release != deployment.release || alloc.created_at < deployment.created_at || !answers(state, alloc) {
         return false;
     }
+    let refused = matches!(alloc.status.as_ref().and_then(|s| s.reason.as_ref()), Some(Reason::LimitNotEnforceable { .. }));
+    let release = state.release(&alloc.key, alloc.release).filter(|_| refused && alloc.run);
+    let unfit = release.is_some_and(|release| alloc.awaits_limits(&release.spec));
     let crashes = alloc.run && alloc.status.as_ref().is_some_and(|s| !s.ready && s.restarts >= RESTARTS_MAX);
     let failures = state.failures.get(&(alloc.key.clone(), alloc.index));
-    crashes || failures.is_some_and(|f| f.release == deployment.release && f.count >= RESTARTS_MAX && f.last_at >= deployment.created_at)
+    unfit
+        || crashes
+        || failures.is_some_and(|f| f.release == deployment.release && f.count >= RESTARTS_MAX && f.last_at >= deployment.created_at)
 }

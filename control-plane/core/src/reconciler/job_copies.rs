@@ -43,12 +43,12 @@ impl<'a> Pass<'a> {
                 if self.is_full() {
                     return self.wake(self.now);
                 }
-                self.run_slot(run, release, slot, &mut room);
+                self.run_slot(workload, run, release, slot, &mut room);
             }
         }
     }
 
-    fn run_slot(&mut self, run: &JobRun, release: &'a Release, slot: u32, room: &mut bool) {
+    fn run_slot(&mut self, workload: &Workload, run: &JobRun, release: &'a Release, slot: u32, room: &mut bool) {
         let copies: Vec<&Arc<Alloc>> = self.state.allocs_in(&run.job, slot).filter(|a| !a.has_ended()).collect();
         if self.state.allocs_in(&run.job, slot).any(|a| a.is_complete()) {
             return; // about to be noted
@@ -79,12 +79,16 @@ impl<'a> Pass<'a> {
         let alloc = (self.new_id)();
         let (state, now) = (self.state, self.now);
         let ask = Ask { key: &run.job, spec: &release.spec, alloc, troubled: &troubled };
-        match self.view.get_or_insert_with(|| View::of(state, now)).place(ask) {
+        let view = self.view.get_or_insert_with(|| View::of(state, now));
+        match view.place(ask) {
             Some((node, ports)) => {
                 let placement = Placement { alloc, key: run.job.clone(), index: slot, release: release.number, node, ports };
                 self.outcome.plan.place.push(placement);
             }
-            None => *room = false,
+            None => {
+                let made = view.make_room(ask);
+                *room = self.displace(made, workload);
+            }
         }
     }
 

@@ -38,7 +38,7 @@ use optimus_common::{AllocId, Reason, Span, Timestamp, WorkloadKey};
 use crate::deployments::{Findings, Gate, ROUTERS_MAX_WAIT, Verdict, gate, is_shut, preflight};
 use crate::drain;
 use crate::endpoints;
-use crate::scheduler::{self, Ask, View};
+use crate::scheduler::{self, Ask, Room, View};
 use crate::state::{Alloc, Command, Deployment, Placement, Plan, SlotFailures, State, Workload};
 use aim::Aim;
 use moves::Move;
@@ -270,6 +270,20 @@ impl<'a> Pass<'a> {
         if let Some(at) = wake_at {
             self.wake(at);
         }
+    }
+
+    /// Stops what gives way to a copy of `workload`. False: nothing will.
+    fn displace(&mut self, room: Room, workload: &Workload) -> bool {
+        let victims = match room {
+            Room::None => return false,
+            Room::Coming => return true,
+            Room::Displace(victims) => victims,
+        };
+        let reason = Reason::Preempted { by: workload.key.to_string() };
+        for victim in victims.iter().filter_map(|id| self.state.allocs.get(id)) {
+            self.stop(victim, reason.clone());
+        }
+        true
     }
 
     fn is_full(&self) -> bool {

@@ -12,7 +12,7 @@ use super::slot::{Slot, Stage, answers};
 use super::{Pass, retry_at};
 use crate::deployments::may_adopt;
 use crate::endpoints;
-use crate::scheduler::{self, Ask, Room, View};
+use crate::scheduler::{self, Ask, View};
 use crate::state::{Alloc, Placement, Release, Workload};
 
 pub(super) struct Move<'p, 'a> {
@@ -303,16 +303,8 @@ impl Move<'_, '_> {
         let ask = Ask { key: &self.workload.key, spec: &release.spec, alloc, troubled: &troubled };
         let view = self.pass.view.get_or_insert_with(|| View::of(state, now));
         let Some((node, ports)) = view.place(ask) else {
-            match view.make_room(ask) {
-                Room::None => self.room[side] = false,
-                Room::Coming => {}
-                Room::Displace(victims) => {
-                    let reason = Reason::Preempted { by: self.workload.key.to_string() };
-                    for victim in victims.iter().filter_map(|id| state.allocs.get(id)) {
-                        self.pass.stop(victim, reason.clone());
-                    }
-                }
-            }
+            let room = view.make_room(ask);
+            self.room[side] = self.pass.displace(room, self.workload);
             return false;
         };
         let placement = Placement { alloc, key: self.workload.key.clone(), index: slot.index, release: release.number, node, ports };

@@ -4,7 +4,7 @@
 //! when they have ended; until then it is promised, so that nobody else is displaced for it, nor placed in it.
 
 use optimus_common::reason::Refusal;
-use optimus_common::{AllocId, Timestamp};
+use optimus_common::{AllocId, NodeId, Timestamp};
 
 use super::device;
 use super::fit::{self, Taken};
@@ -48,6 +48,15 @@ struct Way {
 impl View<'_> {
     /// What may be done for a copy that found no room. The room found is kept for it in this view.
     pub fn make_room(&mut self, ask: Ask<'_>) -> Room {
+        self.make_room_among(ask, None)
+    }
+
+    /// [`make_room`](Self::make_room) on one node, for what runs once on each.
+    pub fn make_room_on(&mut self, node: NodeId, ask: Ask<'_>) -> Room {
+        self.make_room_among(ask, Some(node))
+    }
+
+    fn make_room_among(&mut self, ask: Ask<'_>, only: Option<NodeId>) -> Room {
         let (state, now) = (self.state, self.now);
         if state.lowest_priority().is_none_or(|low| low.saturating_add(PREEMPTION_DISTANCE) > ask.spec.placement.priority) {
             return Room::None; // most clusters: nothing more to look at
@@ -62,7 +71,10 @@ impl View<'_> {
             if looked_at >= NODES_LOOKED_AT {
                 break;
             }
-            if fit::is_open(row.node).is_err() || !self.current().is_some_and(|batch| batch.suits(row, at)) {
+            if only.is_some_and(|node| node != row.id)
+                || fit::is_open(row.node).is_err()
+                || !self.current().is_some_and(|batch| batch.suits(row, at))
+            {
                 continue;
             }
             looked_at += 1;

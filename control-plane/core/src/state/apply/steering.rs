@@ -131,6 +131,9 @@ impl Step<'_> {
             let why = format!("release {release} is what runs");
             return Applied::Refused(Refusal::CannotSteer { key, why });
         }
+        if let Some(path) = self.circle(&[(&key, &row.spec)]) {
+            return Applied::Refused(Refusal::AfterCircle { path });
+        }
         let from = workload.stable.filter(|_| !workload.stopped);
         let from_copies = workload.copies;
         if let Some(copies) = row.spec.copies.filter(|_| retry) {

@@ -1,6 +1,6 @@
 //! What users ask of workloads: deploy, restart, scale, stop, remove.
 
-use optimus_common::spec::Kind;
+use optimus_common::spec::{Kind, WorkloadSpec};
 use optimus_common::{DeploymentId, Name};
 
 use super::deployments::Begin;
@@ -24,7 +24,7 @@ impl Step<'_> {
                 return Applied::Refused(Refusal::KindChanged { key: item.key.clone(), is });
             }
         }
-        if let Some(path) = self.circle(&items) {
+        if let Some(path) = self.circle(&items.iter().map(|item| (&item.key, &*item.spec)).collect::<Vec<_>>()) {
             return Applied::Refused(Refusal::AfterCircle { path });
         }
         let (mut deployments, mut unchanged) = (Vec::new(), Vec::new());
@@ -40,17 +40,17 @@ impl Step<'_> {
     }
 
     /// A circle of `after` that these would close, also through what other files brought.
-    fn circle(&self, items: &[DeployItem]) -> Option<Vec<String>> {
-        items.iter().filter(|item| !item.spec.update.after.is_empty()).find_map(|item| {
+    pub(super) fn circle(&self, specs: &[(&WorkloadKey, &WorkloadSpec)]) -> Option<Vec<String>> {
+        specs.iter().filter(|(_, spec)| !spec.update.after.is_empty()).find_map(|(of, _)| {
             let after = |name: &Name| {
-                let key = WorkloadKey { workload: name.clone(), ..item.key.clone() };
-                if let Some(deployed) = items.iter().find(|i| i.key == key) {
-                    return deployed.spec.update.after.as_slice();
+                let key = WorkloadKey { workload: name.clone(), ..WorkloadKey::clone(of) };
+                if let Some((_, spec)) = specs.iter().find(|(other, _)| **other == key) {
+                    return spec.update.after.as_slice();
                 }
                 let held = self.state.workloads.get(&key).and_then(|w| self.state.release(&key, w.release));
                 held.map_or(&[][..], |release| release.spec.update.after.as_slice())
             };
-            let path = optimus_common::spec::after_circle(after, &item.key.workload)?;
+            let path = optimus_common::spec::after_circle(after, &of.workload)?;
             Some(path.iter().map(Name::to_string).collect())
         })
     }
@@ -169,9 +169,12 @@ impl Step<'_> {
             return Applied::Refused(Refusal::Stopped(key));
         }
         let cannot = |why: &str| Applied::Refused(Refusal::CannotSteer { key: key.clone(), why: why.into() });
-        let Some(current) = self.state.release(&key, workload.release).filter(|r| r.spec.kind == Kind::Service).cloned() else {
-            return cannot("only the copies of a service are resized as they run; deploy it with other limits");
+        let Some(current) = self.state.release(&key, workload.release).filter(|r| r.spec.kind != Kind::Job).cloned() else {
+            return cannot("each run of a job has the limits it began with; deploy it with others");
         };
+        if copies.is_some() && current.spec.kind == Kind::Daemon {
+            return Applied::Refused(Refusal::NoCopies(key));
+        }
         let resources = limits.of(current.spec.resources);
         if resources == current.spec.resources {
             return match copies {
