@@ -6,7 +6,7 @@
 //! When does silence count?
 //! - A node is down when no server has heard it for [`LEASE`].
 //! - A new leader knows nothing at first. Once every server has told what it hears, silence counts from the true last
-//!   word, as if the leader had not changed. A server that does not tell (it died, or has just started) may have heard
+//!   word, as if the leader had not changed. A server that does not tell (it died, or has just started, as this one may have) may have heard
 //!   nodes until the end, so as long as one is missing silence counts from the leader's beginning at the earliest.
 //! - A node nobody has heard gets a lease from the leader's beginning; after a start of the whole cluster, [`GRACE`].
 //! - Nodes of a server that falls silent get [`MOVE`] on top, to show up elsewhere.
@@ -201,9 +201,10 @@ impl Table {
     /// The nodes to declare down. `up`: those the state has as up; `others`: the other servers of the cluster;
     /// `own`: when this server last heard a node.
     pub fn judge(&self, now: Duration, up: impl Iterator<Item = NodeId>, others: &BTreeSet<u64>, own: OwnHeard<'_>) -> Verdict {
-        // One that began to serve shortly before us may have been the server of anyone until then.
+        // One that began to serve shortly before we began to lead may have been the server of anyone until it was stopped. So
+        // may this one.
         let watched = |server: u64| self.servers.get(&server).is_some_and(|s| s.serving_since + LEASE <= self.since);
-        let complete = others.iter().all(|&server| watched(server));
+        let complete = self.own_serving_since + LEASE <= self.since && others.iter().all(|&server| watched(server));
         let cluster_since = self.servers.values().map(|s| s.serving_since).fold(self.own_serving_since, Duration::min);
         let nobody_heard = (self.since + LEASE).max(cluster_since + GRACE);
         let own_from = self.own_serving_since.max(self.since.saturating_sub(RECENT));
