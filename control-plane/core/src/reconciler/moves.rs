@@ -203,7 +203,7 @@ impl Move<'_, '_> {
         }
         let (leaving, staying): (Vec<_>, Vec<_>) = before.into_iter().partition(|a| a.migrate);
         let needed = aim.beside || matches!(stage, Stage::Old { .. } | Stage::Empty { .. });
-        if needed && !here(&staying) {
+        if needed && !here(&staying) && !self.leaves_first(slot, &leaving) {
             self.place_before(slot);
         }
         self.stop_surplus(&staying);
@@ -213,6 +213,25 @@ impl Move<'_, '_> {
                 self.stop_replaced(alloc);
             }
         }
+    }
+
+    /// Stops the copies of a slot that are to move to another node, where no copy may be there beyond the wanted number and
+    /// there is a place to move to. Whether it did.
+    fn leaves_first(&mut self, slot: &Slot, leaving: &[Arc<Alloc>]) -> bool {
+        let (state, now) = (self.pass.state, self.pass.now);
+        let Some(before) = self.aim.before.filter(|_| self.aim.budget.surge == 0) else { return false };
+        let here: Vec<_> = leaving.iter().filter(|a| answers(state, a)).cloned().collect();
+        if here.is_empty() || !self.may_place(slot, before) {
+            return false;
+        }
+        let ask = Ask { key: &self.workload.key, spec: &before.spec, alloc: AllocId(Uuid::nil()), troubled: &[] };
+        if !self.pass.view.get_or_insert_with(|| View::of(state, now)).could_place(ask) {
+            return true; // it stays for as long as there is nowhere to go
+        }
+        for alloc in &here {
+            self.stop_replaced(alloc);
+        }
+        true
     }
 
     /// Another copy has the slot. One of the same release that is only cut off may have it again.

@@ -41,10 +41,15 @@ fn bounds(state: &State, workload: &Workload) -> (u32, u32) {
     let from = deployment.as_ref().and_then(|d| d.from_copies).unwrap_or(copies).max(copies);
     let surge = own.max_surge.map_or(own.parallel, |a| a.of(copies));
     let extra = match &deployment {
-        Some(d) if d.phase.is_forward() && d.keeps_old() => match d.strategy {
-            Way::BlueGreen => copies,
-            _ => own.canary.of(copies),
-        },
+        Some(d) if d.phase.is_forward() && d.keeps_old() => {
+            let beside = match d.strategy {
+                Way::BlueGreen => copies,
+                _ => own.canary.of(copies),
+            };
+            // Both sets are moved off a node that is drained as copies are at any other time.
+            let moves = state.allocs_of(&workload.key).any(|a| a.run && a.migrate);
+            beside + if moves { surge } else { 0 }
+        }
         _ => surge,
     };
     let missing = own.max_unavailable.map_or(own.parallel, |a| a.at_most(copies));

@@ -94,6 +94,9 @@ fn cluster(made: &Made, spec: &WorkloadSpec) -> Cluster {
 }
 
 proptest! {
+    // A long run meets many nodes with room, where nobody has to give way.
+    #![proptest_config(ProptestConfig { max_global_rejects: 1 << 20, ..ProptestConfig::default() })]
+
     /// Each copy of a plan goes where it would go if all nodes were looked at afresh, after the copies before it had
     /// been committed; and whether it may is what `fits` says then.
     #[test]
