@@ -64,6 +64,7 @@ pub fn spec(argv: &[&str]) -> WorkloadSpec {
         update: Update { deadline: Span::secs(300), ..Update::default() },
         logs: Logs { size: Bytes::mib(8) },
         secrets: vec![],
+        secret_values: BTreeMap::new(),
         labels: BTreeMap::new(),
         placement: Default::default(),
         schedule: None,

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use super::machine::{Action, Event, Goal, Machine, Now, Policy, State};
 use super::status;
+use crate::driver::environment::missing_secret;
 use crate::driver::{Boxed, Driver, Ended, Recovered, Run, StartError, StartRequest};
 use crate::health::prober::{self, Finding, Question};
 use crate::ledger::{AllocRecord, Writer};
@@ -297,7 +298,10 @@ impl Worker {
                 self.running_reason = None;
                 (self.status.limits, self.unfit) = (Some(self.spec.resources), None);
                 let request = StartRequest { alloc: Arc::clone(&self.alloc), spec: Arc::clone(&self.spec), attempt };
-                self.starting = Some(self.driver.start(request));
+                self.starting = Some(match missing_secret(&self.spec) {
+                    Some(missing) => Box::pin(std::future::ready(Err(missing))),
+                    None => self.driver.start(request),
+                });
             }
             Action::Stop { attempt } => {
                 let Some(run) = self.run.clone().filter(|r| r.attempt() == attempt) else { return };

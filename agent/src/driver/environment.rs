@@ -8,6 +8,9 @@ use std::path::Path;
 use optimus_common::protocol::{DesiredAlloc, RELEASE_SLOT};
 use optimus_common::spec::WorkloadSpec;
 
+use optimus_common::Reason;
+
+use super::StartError;
 use super::users::User;
 
 /// Where programs are looked for unless the spec sets `PATH`.
@@ -43,6 +46,9 @@ pub fn build(
     for (key, value) in &spec.env {
         set(key, value.clone());
     }
+    for (key, value) in &spec.secret_values {
+        set(key, value.reveal().to_owned());
+    }
     if let Some((_, first)) = alloc.ports.first() {
         set("PORT", first.to_string());
     }
@@ -77,6 +83,12 @@ pub fn build(
     env
 }
 
+/// The first secret the workload asks for and this agent was not given: nothing is started without it.
+pub fn missing_secret(spec: &WorkloadSpec) -> Option<StartError> {
+    let name = spec.secrets.iter().find(|name| !spec.secret_values.contains_key(*name))?;
+    Some(StartError::here(Reason::Missing { what: format!("the control plane gave no value of secret {name}") }))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -84,8 +96,19 @@ mod tests {
     use crate::testing::{desired, spec};
 
     #[test]
+    fn nothing_starts_without_a_secret_it_asks_for() {
+        let mut spec = spec(&["true"]);
+        assert!(missing_secret(&spec).is_none());
+        spec.secrets = vec!["A".into(), "B".into()];
+        spec.secret_values = BTreeMap::from([("A".into(), optimus_common::secret::SecretValue::new("x".to_owned()).unwrap())]);
+        let missing = missing_secret(&spec).unwrap();
+        assert!(missing.reason.to_string().contains("secret B"), "{}", missing.reason);
+    }
+
+    #[test]
     fn a_workload_learns_its_ports_and_place_and_nothing_of_the_agent() {
         let mut spec = spec(&["true"]);
+        spec.secret_values = BTreeMap::from([("TOKEN".into(), optimus_common::secret::SecretValue::new("t0p".to_owned()).unwrap())]);
         spec.env = BTreeMap::from([("HOME".into(), "/srv".into()), ("PORT".into(), "1".into()), ("MINE".into(), "x".into())]);
         let mut alloc = desired(7, &spec);
         alloc.ports = vec![("http".into(), 20_001), ("admin-ui".into(), 20_002)];
@@ -96,6 +119,7 @@ mod tests {
         let env = build(&alloc, &spec, &user, Path::new("/run/tmp"), "node-1", &host, &devices);
         for (key, value) in [
             ("PORT", "20001"),
+            ("TOKEN", "t0p"),
             ("PORT_HTTP", "20001"),
             ("PORT_ADMIN_UI", "20002"),
             ("HOME", "/srv"),

@@ -209,6 +209,7 @@ fn labels(alloc: &DesiredAlloc, attempt: u32, around: &Surroundings<'_>) -> Hash
 /// What a process gets too, but for what the image decides (`PATH`, `HOME`, `USER`). `PORT` is where it is to listen.
 fn environment(alloc: &DesiredAlloc, spec: &WorkloadSpec, container: &Container, node: &str) -> BTreeMap<String, String> {
     let mut env = spec.env.clone();
+    env.extend(spec.secret_values.iter().map(|(key, value)| (key.clone(), value.reveal().to_owned())));
     for (n, (name, host)) in alloc.ports.iter().enumerate() {
         let port = container.inner_port(name, *host).to_string();
         if n == 0 {
@@ -259,6 +260,13 @@ mod tests {
         let mounts = body.host_config.unwrap().mounts.unwrap();
         assert_eq!((mounts.len(), mounts[0].source.as_deref(), mounts[0].target.as_deref()), (1, Some("/volumes/p/dev/data"), Some("/d")));
         assert!(body.env.unwrap().contains(&"OPTIMUS_VOLUME_DATA=/d".to_owned()));
+    }
+
+    #[test]
+    fn a_container_gets_the_values_of_its_secrets() {
+        let value = optimus_common::secret::SecretValue::new("t0p".to_owned()).unwrap();
+        let body = made(|spec, _| spec.secret_values = BTreeMap::from([("TOKEN".to_owned(), value)]));
+        assert!(body.env.unwrap().contains(&"TOKEN=t0p".to_owned()));
     }
 
     #[test]
