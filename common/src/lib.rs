@@ -16,6 +16,7 @@ pub mod metric;
 pub mod planted;
 pub mod protocol;
 pub mod reason;
+pub mod secret;
 pub mod spec;
 pub mod time;
 pub mod units;

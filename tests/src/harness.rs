@@ -232,6 +232,12 @@ impl Sandbox {
         index
     }
 
+    /// The agent that has joined, started again while no server may be there: nobody is asked whether it is up.
+    pub fn agent_alone(&mut self) -> usize {
+        let ports = self.ports();
+        self.start_agent("agent", &ports, &[])
+    }
+
     /// Another agent called `name` on this machine, as the `n`th node. `ports` are a range of its own.
     pub fn another_agent(&mut self, name: &str, n: usize, ports: &str) -> usize {
         let index = self.start_agent(name, ports, &["--name", name]);

@@ -21,7 +21,7 @@ use optimus_common::{
 use optimus_core::deployments::analysis::Sample;
 use optimus_core::state::command::*;
 use optimus_core::state::{Due, Member, Proposal, RotationPhase, RunPhase, SkipReason, State};
-use optimus_core::state::{Layout, Pool, Quota, QuotaKey, Rewrap, Volume, VolumeKey};
+use optimus_core::state::{Layout, Pool, Quota, QuotaKey, Rewrap, SecretKey, Vault, VaultKey, Volume, VolumeKey};
 use optimus_tests::harness::repo_root;
 use uuid::Uuid;
 
@@ -152,7 +152,16 @@ fn commands() -> Vec<(&'static str, Command)> {
                 deployment,
             },
         ),
-        ("rewrap", Command::Rewrap(Rewrap { steps: 3, root_key: vec![7; 16], ca_key_sealed: vec![8; 40], holders: vec![1, 2, 3] })),
+        (
+            "rewrap",
+            Command::Rewrap(Rewrap {
+                steps: 3,
+                root_key: vec![7; 16],
+                ca_key_sealed: vec![8; 40],
+                holders: vec![1, 2, 3],
+                vaults: vec![(secret_key().vault, vec![5; 16], vec![6; 73])],
+            }),
+        ),
         (
             "count_traffic",
             Command::CountTraffic {
@@ -181,6 +190,11 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("remove_pool", Command::RemovePool { name: Name::new("gpu").unwrap() }),
         ("set_volume", Command::SetVolume { volume: Volume { key: volume_key(), node } }),
         ("remove_volume", Command::RemoveVolume { key: volume_key() }),
+        (
+            "set_secret",
+            Command::SetSecret { key: secret_key(), sealed: vec![3; 60], vault: Vault { id: vec![5; 16], key_sealed: vec![6; 73] } },
+        ),
+        ("remove_secret", Command::RemoveSecret { key: secret_key() }),
     ]
 }
 
@@ -206,6 +220,11 @@ fn run_steps(alloc: AllocId) -> Vec<RunStep> {
 
 fn quota_key() -> QuotaKey {
     QuotaKey { project: key().project, environment: Some(key().environment) }
+}
+
+fn secret_key() -> SecretKey {
+    let VolumeKey { project, environment, .. } = volume_key();
+    SecretKey { vault: VaultKey { project, environment }, name: "DATABASE_URL".into() }
 }
 
 fn volume_key() -> VolumeKey {
@@ -267,6 +286,8 @@ fn name_of(command: &Command) -> &'static str {
         Command::RemovePool { .. } => "remove_pool",
         Command::SetVolume { .. } => "set_volume",
         Command::RemoveVolume { .. } => "remove_volume",
+        Command::SetSecret { .. } => "set_secret",
+        Command::RemoveSecret { .. } => "remove_secret",
     }
 }
 

@@ -6,10 +6,12 @@
 mod deployments;
 mod operate;
 mod placing;
+mod secrets;
 
 pub use deployments::*;
 pub use operate::*;
 pub use placing::*;
+pub use secrets::*;
 
 use std::collections::BTreeMap;
 

@@ -51,9 +51,6 @@ pub fn not_available(project: &ProjectSpec) -> Vec<FieldError> {
                 Some(Check::Http { .. } | Check::Tcp | Check::Command { .. }) | None => {}
             }
         }
-        if !spec.secrets.is_empty() {
-            add("secrets", "giving secrets to a workload");
-        }
     }
     errors
 }
@@ -146,6 +143,7 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
         update: _,
         logs,
         secrets,
+        secret_values,
         labels,
         placement,
         schedule,
@@ -196,6 +194,7 @@ pub(super) fn check_workload(spec: &WorkloadSpec) -> Vec<Fault> {
     rules.want((1..=100).contains(&update.percent.unwrap_or(1)), "update.percent", || "`update.percent` must be from 1 to 100".into());
     rules.want(logs.size >= LOG_MIN, "logs.size", || format!("`logs.size` must be at least {LOG_MIN}"));
     rules.want(logs.size.0 <= 1 << 40, "logs.size", || "`logs.size` must be at most 1T".into());
+    rules.want(secret_values.is_empty(), "secret_values", || "`secret_values` are told to agents; name `secrets`".into());
     rules.want(secrets.len() <= LIST_MAX, "secrets", || format!("at most {LIST_MAX} secrets"));
     for (n, secret) in secrets.iter().enumerate().take(LIST_MAX) {
         let at = n.to_string();
@@ -438,6 +437,14 @@ impl Rules {
 const NOT_A_VARIABLE: &str = "cannot be the name of a variable: letters, digits and _ only, not a digit first";
 
 /// Whether the agent sets the variable; a workload learns its place from these.
+/// Why a secret cannot have this name; unset: it can.
+pub fn bad_secret_name(name: &str) -> Option<String> {
+    if !is_variable(name) || name.len() > 128 {
+        return Some(format!("`{}` cannot be a secret: letters, digits and _, no digit first, at most 128 of them", printable(name)));
+    }
+    is_ours(name).then(|| format!("`{name}` is set by Optimus and cannot be a secret"))
+}
+
 fn is_ours(name: &str) -> bool {
     name == "PORT" || name.starts_with("PORT_") || name.starts_with("OPTIMUS_")
 }

@@ -114,7 +114,8 @@ fields! {
     "disconnect.keep", "\"original\" or \"newest\"", "original", "disconnect = { lost_after = \"10m\", keep = \"newest\" }", true, "Which of two copies stays when the node is back. An original of an older release, or one that is not well, always gives way.";
     "logs", "a table", "see its fields", "logs = { size = \"64M\" }", true, "What is kept of a copy's output on its node.";
     "logs.size", "a size, at least 64K", "32M", "logs = { size = \"64M\" }", true, "Budget of one copy; the oldest goes first.";
-    "secrets", "a list of names", "none", "secrets = [\"DATABASE_URL\"]", false, "Secrets given to the process as environment variables.";
+    "secrets", "a list of names", "none", "secrets = [\"DATABASE_URL\"]", true,
+        "Secrets of the environment, given to the process as variables of these names. A deployment waits until all exist (`optimus secret set DATABASE_URL`). A release keeps the versions it was deployed with.";
     "arch", "an architecture, or a list of them", "any", "arch = \"amd64\"", true, "Architectures it was built for: amd64, arm64, ... A copy runs only on nodes of one of them.";
     "constraints", "a list of rules", "none", "constraints = [\"label.zone in a, b\", \"kernel.version >= 5.10\"]", true,
         "Rules a node must meet, all of them: ATTRIBUTE OPERATOR VALUE. Attributes are `label.NAME`, `node.NAME` (arch, name, pool, cpu, memory, disk, ...) and what agents find out (`kernel.version`, `os.name`, `driver.NAME`, `attr.NAME`; see `optimus nodes`). Operators: = != < <= > >= (compared as versions; 16G is a size), ~ !~ (pattern), in, not in, contains (a list parted by commas), version (a range: `version >= 1.2, < 2`), exists, not exists.";

@@ -26,7 +26,7 @@ pub mod types;
 mod update;
 mod values;
 
-pub use check::{check, not_available};
+pub use check::{bad_secret_name, check, not_available};
 pub use command::parse_line;
 pub use container::{Container, Mount, Network, Pull, Source};
 pub use cron::{CronError, Instance, Timetable};

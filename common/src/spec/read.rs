@@ -399,6 +399,7 @@ impl Reader<'_> {
             stop: self.stop(f.get("stop")),
             update,
             logs: self.logs(f.get("logs")),
+            secret_values: BTreeMap::new(),
             secrets: f.get("secrets").map(|n| self.list("secrets", n)).unwrap_or_default(),
             labels: f.get("labels").map(|n| self.texts("labels", n)).unwrap_or_default(),
             schedule,

@@ -10,6 +10,7 @@ use super::job::{Runs, Schedule};
 use super::placement::Placement;
 pub use super::update::{Amount, CanaryStep, Disconnect, Keep, ReleaseStep, Strategy, Update};
 use crate::ids::Name;
+use crate::secret::SecretValue;
 use crate::time::Span;
 use crate::units::{Bytes, Millicores};
 
@@ -45,6 +46,10 @@ pub struct WorkloadSpec {
     /// Names of secrets given to the process as environment variables.
     #[serde(default)]
     pub secrets: Vec<String>,
+    /// Their values, in what the agent of a copy receives. Nobody else is told; what a file says here is refused.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(ignore)]
+    pub secret_values: BTreeMap<String, SecretValue>,
     /// Free labels, for people and filters.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

@@ -51,6 +51,7 @@ fn spec() -> WorkloadSpec {
         update: Update { deadline: Span::secs(60), ..Update::default() },
         logs: Logs { size: Bytes::mib(1) },
         secrets: vec![],
+        secret_values: Default::default(),
         labels: BTreeMap::new(),
         placement: Default::default(),
         schedule: None,

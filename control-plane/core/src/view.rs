@@ -4,7 +4,7 @@ mod operate;
 mod placing;
 
 pub use operate::{drain_preview, job, job_run, rebalance_moves, rebalance_settings};
-pub use placing::{pool, pool_names, pool_row, quota, volume};
+pub use placing::{pool, pool_names, pool_row, quota, secret, volume};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -97,6 +97,7 @@ fn missing_spec() -> optimus_common::spec::WorkloadSpec {
         update: Update::default(),
         logs: Logs { size: Bytes(0) },
         secrets: vec![],
+        secret_values: BTreeMap::new(),
         labels: BTreeMap::new(),
         placement: Default::default(),
         schedule: None,
@@ -338,6 +339,7 @@ fn serde_name(kind: &crate::state::EventKind) -> String {
         DeploymentPromoted => "deployment_promoted",
         DeploymentPaused => "deployment_paused",
         CopyUpdated => "copy_updated",
+        SecretSet => "secret_set",
         RunStarted => "run_started",
         RunEnded => "run_ended",
         RunSkipped => "run_skipped",

@@ -42,7 +42,10 @@ pub const ROUTERS_MAX_WAIT: Span = Span::secs(2);
 /// Whether a copy of release `from` may become one of `to` as it runs.
 pub fn may_adopt(state: &State, from: &Release, to: &Release) -> bool {
     let fresh = |number: u64| state.release(&to.key, number).is_none_or(|r| r.fresh);
-    from.number != to.number && !(from.number + 1..=to.number).any(fresh) && !from.spec.must_restart_for(&to.spec)
+    from.number != to.number
+        && from.secrets == to.secrets
+        && !(from.number + 1..=to.number).any(fresh)
+        && !from.spec.must_restart_for(&to.spec)
 }
 
 /// The strategy a deployment goes by: one with nothing to compare with, or nothing to start, is as good as rolling.

@@ -20,6 +20,10 @@ pub fn preflight(state: &State, workload: &Workload, release: &Release, findings
         return Some(Reason::Missing { what: what.clone() });
     }
     let key = &release.key;
+    if let Some(name) = release.spec.secrets.iter().find(|name| state.secret_of(release, name).is_none()) {
+        let scope = format!("{}/{}", key.project, key.environment);
+        return Some(Reason::Missing { what: format!("there is no secret {name} in {scope}: optimus secret set {name}") });
+    }
     for name in &release.spec.update.after {
         let before = WorkloadKey { workload: name.clone(), ..key.clone() };
         if *name != key.workload && !is_ready(state, &before) {

@@ -25,7 +25,7 @@ mod slot;
 
 pub(crate) use aim::{keeps_before, wanted_now};
 pub use daemons::{moves_at_a_time, nodes_wanted};
-pub use desired::{desired_allocs, desired_for};
+pub use desired::{OpenSecret, desired_allocs, desired_for};
 pub use job_copies::JOB_ENDED_KEPT;
 
 use std::collections::BTreeMap;
@@ -117,6 +117,10 @@ pub fn unplaced(state: &State, workload: &Workload, index: u32, now: Timestamp) 
     }
     let release = state.release(&workload.key, workload.release)?;
     let newest = workload.deployment.and_then(|id| state.deployments.get(&id));
+    let begins = newest.filter(|d| !d.prepared && d.phase.is_forward() && d.release_step.is_none());
+    if let Some(lacks) = begins.and_then(|_| preflight(state, workload, release, &Findings::default(), now)) {
+        return Some(lacks);
+    }
     if let Some(shut) = newest.filter(|d| is_shut(state, workload, d) && d.reason.is_some()) {
         return shut.reason.clone();
     }

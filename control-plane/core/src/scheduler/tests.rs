@@ -87,7 +87,15 @@ impl Cluster {
     }
 
     pub fn release(&mut self, workload: &str, spec: &WorkloadSpec) {
-        let release = Release { key: key(workload), number: 1, spec: Arc::new(spec.clone()), source: None, created_at: NOW, fresh: false };
+        let release = Release {
+            key: key(workload),
+            number: 1,
+            spec: Arc::new(spec.clone()),
+            source: None,
+            created_at: NOW,
+            fresh: false,
+            secrets: Default::default(),
+        };
         self.state.releases.insert((key(workload), 1), Arc::new(release));
     }
 

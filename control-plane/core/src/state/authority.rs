@@ -110,6 +110,9 @@ pub struct Rewrap {
     pub ca_key_sealed: Vec<u8>,
     /// The servers that hold it on their disks.
     pub holders: Vec<u64>,
+    /// The keys of all environments that have secrets: whose, which, and sealed with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vaults: Vec<(super::VaultKey, Vec<u8>, Vec<u8>)>,
 }
 
 /// Who tells of itself.

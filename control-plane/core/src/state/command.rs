@@ -249,6 +249,16 @@ pub enum Command {
     },
     /// Another root key takes the place of the present one.
     Rewrap(super::Rewrap),
+    /// A new version of a secret.
+    SetSecret {
+        key: super::SecretKey,
+        sealed: Vec<u8>,
+        /// The key it is sealed with: that of the environment, or a new one if that has none yet.
+        vault: super::Vault,
+    },
+    RemoveSecret {
+        key: super::SecretKey,
+    },
 }
 
 /// What a person may ask of a workload's newest deployment.
@@ -367,7 +377,11 @@ impl Command {
             | Command::SetPool { .. }
             | Command::RemovePool { .. }
             | Command::SetVolume { .. }
-            | Command::RemoveVolume { .. } => 3,
+            | Command::RemoveVolume { .. }
+            | Command::SetSecret { .. }
+            | Command::RemoveSecret { .. } => 3,
+            // Nor would it give them to anybody.
+            Command::Deploy { items } if items.iter().any(|item| !item.spec.secrets.is_empty()) => 3,
             // A server that does not know the rules would place against them.
             Command::Deploy { items } if items.iter().any(|item| !item.spec.placement.is_default()) => 3,
             _ => 1,
@@ -549,6 +563,12 @@ pub enum Refusal {
     ChangedSince { key: WorkloadKey, expected: u64, now: u64 },
     #[error("workload {key} has no release {release}; releases are kept for a while only")]
     NoSuchRelease { key: WorkloadKey, release: u64 },
+    #[error("there is no secret {0}")]
+    NoSuchSecret(super::SecretKey),
+    #[error("secret {key} is used by {by}")]
+    SecretInUse { key: super::SecretKey, by: WorkloadKey },
+    #[error("the key of {0}'s secrets is another one; try again")]
+    OtherVault(super::VaultKey),
     #[error("there is no quota of {0}")]
     NoSuchQuota(super::QuotaKey),
     #[error("there is no pool {0}")]

@@ -80,6 +80,11 @@ impl State {
         self.releases.get(&(key.clone(), number))
     }
 
+    /// The releases kept of a workload, oldest first.
+    pub fn releases_of<'a>(&'a self, key: &WorkloadKey) -> impl Iterator<Item = &'a Arc<Release>> + 'a {
+        self.releases.range((key.clone(), 0)..=(key.clone(), u64::MAX)).map(|(_, release)| release)
+    }
+
     /// All allocations of a workload, ended ones included, by slot and age.
     pub fn allocs_of<'a>(&'a self, key: &'a WorkloadKey) -> impl Iterator<Item = &'a Arc<Alloc>> + 'a {
         self.indexes.copies.get(key).into_iter().flatten().filter_map(|(_, id)| self.allocs.get(id))

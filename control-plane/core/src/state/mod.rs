@@ -7,6 +7,7 @@ pub mod command;
 mod indexes;
 mod operations;
 mod placing;
+mod secrets;
 pub mod snapshot;
 pub mod tables;
 
@@ -19,4 +20,5 @@ pub use command::{
     ServerFacts, Steering,
 };
 pub use placing::*;
+pub use secrets::*;
 pub use tables::*;

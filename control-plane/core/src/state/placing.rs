@@ -86,16 +86,17 @@ pub struct Volume {
 }
 
 impl State {
-    /// Workloads of a volume's environment, in the order of their names. Costs what there are of them.
-    fn workloads_beside<'s>(&'s self, key: &'s VolumeKey) -> impl Iterator<Item = &'s Arc<Workload>> + 's {
+    /// Workloads of an environment, in the order of their names. Costs what there are of them.
+    pub(crate) fn workloads_in<'s>(&'s self, project: &'s Name, environment: &'s Name) -> impl Iterator<Item = &'s Arc<Workload>> + 's {
         // No name is shorter than this one, so none comes before it.
-        let first = Name::new("a").ok().map(|workload| WorkloadKey {
-            project: key.project.clone(),
-            environment: key.environment.clone(),
-            workload,
-        });
+        let first =
+            Name::new("a").ok().map(|workload| WorkloadKey { project: project.clone(), environment: environment.clone(), workload });
         let rows = first.map(|first| self.workloads.range(first..)).into_iter().flatten();
-        rows.map(|(_, row)| row).take_while(|row| row.key.project == key.project && row.key.environment == key.environment)
+        rows.map(|(_, row)| row).take_while(move |row| row.key.project == *project && row.key.environment == *environment)
+    }
+
+    fn workloads_beside<'s>(&'s self, key: &'s VolumeKey) -> impl Iterator<Item = &'s Arc<Workload>> + 's {
+        self.workloads_in(&key.project, &key.environment)
     }
 
     /// Copies that have not ended and use a volume.

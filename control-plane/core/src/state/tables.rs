@@ -1,6 +1,7 @@
 //! The rows of the replicated state. All of it is stored as MessagePack with field names: a new field
 //! needs `#[serde(default)]`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -60,6 +61,11 @@ pub struct State {
     /// How copies are laid out in the pools that say so.
     #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
     pub pools: OrdMap<optimus_common::Name, Arc<super::Pool>>,
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
+    pub secrets: OrdMap<super::SecretKey, Arc<super::Secret>>,
+    /// The keys of those environments that have secrets.
+    #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
+    pub vaults: OrdMap<super::VaultKey, Arc<super::Vault>>,
     /// Where volumes are.
     #[serde(default, skip_serializing_if = "OrdMap::is_empty")]
     pub volumes: OrdMap<super::VolumeKey, Arc<super::Volume>>,
@@ -216,6 +222,16 @@ pub struct Release {
     /// Its copies are started afresh, even where the spec would allow to change those of another release in place.
     #[serde(default, skip_serializing_if = "is_false")]
     pub fresh: bool,
+    /// The versions of its secrets, so that going back to it brings them back as well.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, u64>,
+}
+
+impl Release {
+    /// Copies of both are the same, down to the secrets they were given.
+    pub fn runs_as(&self, other: &Release) -> bool {
+        self.spec == other.spec && self.secrets == other.secrets
+    }
 }
 
 fn is_false(given: &bool) -> bool {
@@ -396,6 +412,7 @@ pub enum EventKind {
     NodeDraining,
     NodeDrained,
     Rebalanced,
+    SecretSet,
 }
 
 /// The answer a request got, for its retries.

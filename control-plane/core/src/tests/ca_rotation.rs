@@ -354,7 +354,7 @@ fn another_root_key_comes_into_use_when_every_server_holds_it() {
     let steps = authorities(&world).steps;
     let servers: Vec<u64> = world.state.servers.keys().copied().collect();
     let rewrap = |steps, holders: &[u64]| {
-        Command::Rewrap(Rewrap { steps, root_key: vec![7; 16], ca_key_sealed: vec![8; 40], holders: holders.to_vec() })
+        Command::Rewrap(Rewrap { steps, root_key: vec![7; 16], ca_key_sealed: vec![8; 40], holders: holders.to_vec(), vaults: vec![] })
     };
     assert_eq!(world.apply(rewrap(steps, &servers[1..])), Applied::Refused(Refusal::RootKeyNotHeld(servers[0])));
     assert_eq!(world.apply(rewrap(steps + 1, &servers)), Applied::Refused(Refusal::RotationUnderWay), "made from another view");

@@ -184,7 +184,7 @@ fn a_run_is_given_what_its_job_asks_for() {
     assert!(matches!(fleet.apply(order(&[("CUSTOMER", "7")], Some(3))), Applied::Done { .. }));
     assert!(matches!(fleet.apply(order(&[("CUSTOMER", "7")], Some(3))), Applied::Unchanged { .. })); // proposed twice
     fleet.pass(1);
-    let desired = reconciler::desired_for(&fleet.state, node(0));
+    let desired = reconciler::desired_for(&fleet.state, node(0), &|_, _| None).unwrap();
     let spec: WorkloadSpec = desired[0].spec.open().unwrap();
     let input = spec.runs.unwrap().input.unwrap();
     assert_eq!((input.number, input.params["CUSTOMER"].as_str(), input.payload.as_deref()), (1, "7", Some(&b"xxx"[..])));

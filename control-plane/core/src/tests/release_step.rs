@@ -29,7 +29,7 @@ fn copies_start_when_the_command_has_ended_well() {
     let copies = world.copies("web");
     assert_eq!(copies.iter().map(|a| a.name()).collect::<Vec<_>>(), ["web-release"]);
     assert_eq!(shown.release_step, Some(copies[0].id));
-    let desired = reconciler::desired_for(&world.state, copies[0].node);
+    let desired = reconciler::desired_for(&world.state, copies[0].node, &|_, _| None).unwrap();
     let as_told = desired[0].spec().unwrap();
     assert_eq!((as_told.kind, as_told.timeout, as_told.run.argv()), (Kind::Job, Some(Span::secs(30)), vec!["migrate".to_owned()]));
 

@@ -1,4 +1,6 @@
-//! Quotas, pools, volumes and devices as the API shows them.
+//! Quotas, pools, volumes, devices and secrets as the API shows them.
+
+use std::sync::Arc;
 
 use std::collections::BTreeSet;
 
@@ -7,7 +9,7 @@ use optimus_common::protocol::HostReserve;
 use optimus_common::{Bytes, Millicores};
 
 use crate::scheduler;
-use crate::state::{Alloc, DEFAULT_POOL, Layout, Node, Pool, Quota, QuotaKey, State, Volume};
+use crate::state::{Alloc, DEFAULT_POOL, Layout, Node, Pool, Quota, QuotaKey, Secret, SecretKey, State, Volume};
 
 /// Names listed with a pool, a volume or a node.
 const NAMES_SHOWN: usize = 100;
@@ -139,4 +141,22 @@ pub(super) fn volumes_on(state: &State, node: &Node) -> Vec<String> {
 
 pub(super) fn allocation_devices(alloc: &Alloc) -> Vec<api::AllocationDevice> {
     alloc.devices.iter().map(|(kind, id)| api::AllocationDevice { kind: kind.clone(), id: id.clone() }).collect()
+}
+
+/// A secret as the API shows it: everything but its value.
+pub fn secret(state: &State, key: &SecretKey, row: &Secret) -> api::Secret {
+    let version = |v: &Arc<crate::state::SecretVersion>| api::SecretVersion { version: v.number, created_at: v.created_at };
+    let reader = |w: &Arc<crate::state::Workload>| api::SecretReader {
+        workload: w.key.workload.clone(),
+        version: state.release(&w.key, w.release).and_then(|r| r.secrets.get(&key.name).copied()),
+    };
+    api::Secret {
+        project: key.vault.project.clone(),
+        environment: key.vault.environment.clone(),
+        name: key.name.clone(),
+        version: row.newest,
+        created_at: row.versions.last().map_or(optimus_common::Timestamp(0), |v| v.created_at),
+        versions: row.versions.iter().map(version).collect(),
+        readers: state.secret_readers(key).map(reader).collect(),
+    }
 }

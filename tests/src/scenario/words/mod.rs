@@ -15,6 +15,7 @@ mod operations;
 mod placement;
 mod rollouts;
 mod rules;
+mod secrets;
 mod workloads;
 
 use anyhow::{bail, ensure};
@@ -32,6 +33,7 @@ const ALL: &[(&str, Vocabulary)] = &[
     ("nodes", nodes::VOCABULARY),
     ("workloads", workloads::VOCABULARY),
     ("where copies go", placement::VOCABULARY),
+    ("secrets", secrets::VOCABULARY),
     ("how releases take over", rollouts::VOCABULARY),
     ("daemons, jobs and drains", operations::VOCABULARY),
     ("what copies do", agents::VOCABULARY),

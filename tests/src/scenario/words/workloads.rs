@@ -296,6 +296,7 @@ fn spec() -> WorkloadSpec {
         update: Update { deadline: Span::secs(60), ..Update::default() },
         logs: Logs { size: Bytes(1 << 20) },
         secrets: vec![],
+        secret_values: BTreeMap::new(),
         labels: BTreeMap::new(),
         placement: Default::default(),
         schedule: None,

@@ -1,9 +1,12 @@
 //! The steps of a CA rotation, and what members say of their trust and their clocks.
 
+use std::collections::BTreeMap;
+
 use optimus_common::clock_skew;
 
 use super::*;
 use crate::state::authority::{self, Authorities, Member, Rewrap, Rotation, RotationPhase, RotationVerdict};
+use crate::state::{Vault, VaultKey};
 
 impl Step<'_> {
     pub(super) fn rotate_ca(&mut self, number: u32, certificate: Vec<u8>, key_sealed: Vec<u8>, cross: Vec<u8>, overlap: Span) -> Applied {
@@ -40,7 +43,7 @@ impl Step<'_> {
     }
 
     /// The present CA's key is sealed with another root key from now on.
-    pub(super) fn rewrap(&mut self, Rewrap { steps, root_key, ca_key_sealed, holders }: Rewrap) -> Applied {
+    pub(super) fn rewrap(&mut self, Rewrap { steps, root_key, ca_key_sealed, holders, vaults }: Rewrap) -> Applied {
         let Some(cluster) = &mut self.state.cluster else { return Applied::Refused(Refusal::NoCluster) };
         if cluster.authorities.root_key == root_key {
             return self.unchanged(); // proposed twice
@@ -51,6 +54,14 @@ impl Step<'_> {
         }
         if let Some(without) = self.state.servers.keys().find(|id| !holders.contains(id)) {
             return Applied::Refused(Refusal::RootKeyNotHeld(*without));
+        }
+        // An environment got its first secret meanwhile: its key would be lost with the old root key.
+        let sealed: BTreeMap<&VaultKey, &Vec<u8>> = vaults.iter().map(|(key, id, _)| (key, id)).collect();
+        if let Some((key, _)) = self.state.vaults.iter().find(|(key, vault)| sealed.get(key) != Some(&&vault.id)) {
+            return Applied::Refused(Refusal::OtherVault(key.clone()));
+        }
+        for (key, id, key_sealed) in vaults {
+            self.state.vaults.insert(key, Arc::new(Vault { id, key_sealed }));
         }
         cluster.ca_key_sealed = ca_key_sealed;
         cluster.authorities.root_key = root_key;

@@ -235,7 +235,7 @@ impl Step<'_> {
         let auto = release.as_ref().is_none_or(|r| r.spec.update.auto_rollback);
         match before {
             _ if deployment.phase == DeploymentPhase::RollingBack => self.end_deployment(id, DeploymentPhase::Failed, Some(reason)),
-            Some(before) if release.is_some_and(|r| r.spec == before.spec) => {
+            Some(before) if release.is_some_and(|r| r.runs_as(&before)) => {
                 let reason = Reason::NothingToGoBackTo { release: before.number, last: Box::new(reason) };
                 self.end_deployment(id, DeploymentPhase::Failed, Some(reason));
             }

@@ -17,6 +17,7 @@ mod operate;
 mod placing;
 mod plan;
 mod reports;
+mod secrets;
 mod servers;
 mod steering;
 mod workloads;
@@ -146,6 +147,8 @@ impl Step<'_> {
             Command::RemovePool { name } => self.remove_pool(&name),
             Command::SetVolume { volume } => self.set_volume(volume),
             Command::RemoveVolume { key } => self.remove_volume(&key),
+            Command::SetSecret { key, sealed, vault } => self.set_secret(key, sealed, vault),
+            Command::RemoveSecret { key } => self.remove_secret(key),
         }
     }
 

@@ -117,7 +117,7 @@ impl Step<'_> {
     fn release_before(&self, workload: &Workload) -> Option<u64> {
         let current = self.state.release(&workload.key, workload.release)?;
         let good = |d: &&Arc<Deployment>| d.phase == DeploymentPhase::Succeeded && d.release != workload.release;
-        let kept = |d: &Arc<Deployment>| self.state.release(&workload.key, d.release).filter(|r| r.spec != current.spec).map(|r| r.number);
+        let kept = |d: &Arc<Deployment>| self.state.release(&workload.key, d.release).filter(|r| !r.runs_as(current)).map(|r| r.number);
         self.state.deployments_of(&workload.key).rev().filter(good).find_map(kept)
     }
 
@@ -127,7 +127,7 @@ impl Step<'_> {
             return Applied::Refused(Refusal::NoSuchRelease { key, release });
         };
         let current = self.state.release(&key, workload.release);
-        if !retry && current.is_some_and(|current| current.number == release || current.spec == row.spec) {
+        if !retry && current.is_some_and(|current| current.number == release || current.runs_as(&row)) {
             let why = format!("release {release} is what runs");
             return Applied::Refused(Refusal::CannotSteer { key, why });
         }

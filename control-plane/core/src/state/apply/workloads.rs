@@ -67,8 +67,9 @@ impl Step<'_> {
     pub(super) fn deploy_one(&mut self, item: &DeployItem) -> bool {
         let known = self.state.workloads.get(&item.key).cloned();
         let copies = item.spec.copies.or(known.as_ref().map(|w| w.copies)).unwrap_or(1);
+        let secrets = self.state.secret_versions(&item.key, &item.spec);
         if let Some(workload) = &known {
-            let same_spec = self.state.release(&item.key, workload.release).is_some_and(|r| r.spec == item.spec);
+            let same_spec = self.state.release(&item.key, workload.release).is_some_and(|r| r.spec == item.spec && r.secrets == secrets);
             let under_way = self.running_deployment(workload).is_some();
             let settled = workload.stable == Some(workload.release);
             if same_spec && !workload.stopped && workload.copies == copies && (settled || under_way) {
@@ -76,10 +77,11 @@ impl Step<'_> {
             }
         }
         let number = known.as_ref().map_or(1, |w| w.newest + 1);
-        // The same again is another try: its copies start afresh.
-        let fresh = known.as_ref().and_then(|w| self.state.release(&item.key, w.release)).is_some_and(|r| r.spec == item.spec);
+        // The same again is another try: its copies start afresh. So they do with other versions of secrets.
+        let current = known.as_ref().and_then(|w| self.state.release(&item.key, w.release));
+        let fresh = current.is_some_and(|r| r.spec == item.spec || r.secrets != secrets);
         let (spec, source) = (item.spec.clone(), item.source.clone());
-        let release = Release { key: item.key.clone(), number, spec, source, created_at: self.at, fresh };
+        let release = Release { key: item.key.clone(), number, spec, source, created_at: self.at, fresh, secrets };
         self.state.releases.insert((item.key.clone(), number), Arc::new(release));
         let mut workload = known.map_or_else(
             || Workload {
@@ -115,7 +117,8 @@ impl Step<'_> {
             return Applied::Refused(Refusal::NoSuchWorkload(key));
         };
         let number = workload.newest + 1;
-        let release = Release { number, created_at: self.at, fresh: true, ..Release::clone(&current) };
+        let secrets = self.state.secret_versions(&key, &current.spec);
+        let release = Release { number, created_at: self.at, fresh: true, secrets, ..Release::clone(&current) };
         self.state.releases.insert((key.clone(), number), Arc::new(release));
         let from = workload.stable.filter(|_| !workload.stopped);
         let from_copies = workload.copies;
