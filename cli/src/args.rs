@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     agent, cluster, completion, deploy, deployments, dev, events, explain, help, init, jobs, logs, nodes, plan, pool, ps, quota, rebalance,
-    restart, rm, run, runs, scale, server, status, steer, stop, top, validate, version, volume,
+    restart, rm, run, runs, scale, secret, server, status, steer, stop, top, validate, version, volume,
 };
 use crate::output::ColorChoice;
 
@@ -131,6 +131,9 @@ pub enum Verb {
     /// List and set what projects and environments may reserve
     #[command(before_help = quota::EXAMPLES)]
     Quota(quota::Args),
+    /// Set secrets, list and remove them; nobody reads them back
+    #[command(before_help = secret::EXAMPLES)]
+    Secret(secret::Args),
     /// List volumes, create and remove them
     #[command(before_help = volume::EXAMPLES)]
     Volume(volume::Args),

@@ -11,6 +11,7 @@ mod commands;
 mod context;
 mod error;
 mod follow;
+mod hidden;
 mod live;
 mod output;
 mod project;
@@ -88,6 +89,7 @@ async fn client_verb(global: args::Global, verb: Verb, terminal: Terminal) -> Re
         Verb::Nodes(args) => commands::nodes::run(&args, &global, terminal).await,
         Verb::Pool(args) => commands::pool::run(&args, &global, terminal).await,
         Verb::Quota(args) => commands::quota::run(&args, &global, terminal).await,
+        Verb::Secret(args) => commands::secret::run(&args, &global, terminal).await,
         Verb::Volume(args) => commands::volume::run(&args, &global, terminal).await,
         Verb::Events(args) => commands::events::run(&args, &global, terminal).await,
         Verb::Version(args) => commands::version::run(&args, &global, terminal).await,

@@ -114,7 +114,7 @@ pub struct ServerAdmin<M: Machine> {
 impl<M: Machine> ServerAdmin<M> {
     async fn give_root_key(&self) -> Result<Rewrap, AdminError> {
         let state = self.store.read().await.map_err(|e| AdminError::NoLeader(e.to_string()))?;
-        let (key, mut rewrap) = self.identity.next_root_key().map_err(|e| AdminError::Refused(Chain(&e).to_string()))?;
+        let (key, mut rewrap) = self.identity.next_root_key(&state).map_err(|e| AdminError::Refused(Chain(&e).to_string()))?;
         let body = Bytes::from(codec::to_msgpack(&Request::HoldRootKey(Secret(key.to_text().as_bytes().to_vec()))));
         for row in state.servers.values().filter(|row| row.id != self.identity.server()) {
             let who = format!("server {} ({})", row.id, row.name);

@@ -206,6 +206,7 @@ impl Server {
             agents: gateway.clone(),
             auth: Arc::new(Auth::new(&token)),
             joins: gateway.clone(),
+            secrets: identity.clone(),
             cluster: Arc::new(ServerAdmin { raft: RaftAdmin(raft.clone()), identity: identity.clone(), store: store.clone() }),
             metrics,
         };

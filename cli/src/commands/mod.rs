@@ -24,6 +24,7 @@ pub mod rm;
 pub mod run;
 pub mod runs;
 pub mod scale;
+pub mod secret;
 pub mod server;
 pub mod status;
 pub mod steer;

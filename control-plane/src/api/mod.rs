@@ -35,6 +35,7 @@ pub use watch::WAIT_MAX;
 use crate::agent_calls::AgentCalls;
 use crate::auth::Auth;
 use crate::cluster_admin::ClusterAdmin;
+use crate::identity::SecretBox;
 use crate::join_tokens::JoinTokens;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -97,6 +98,7 @@ pub struct ApiDeps {
     pub auth: Arc<Auth>,
     pub joins: Arc<dyn JoinTokens>,
     pub cluster: Arc<dyn ClusterAdmin>,
+    pub secrets: Arc<dyn SecretBox>,
     /// Others register their figures with it too.
     pub metrics: Arc<Metrics>,
 }

@@ -211,7 +211,8 @@ impl From<Refusal> for ApiError {
             | Refusal::NoSuchRelease { .. }
             | Refusal::NoSuchQuota(_)
             | Refusal::NoSuchPool(_)
-            | Refusal::NoSuchVolume(_) => ApiError::not_found(detail),
+            | Refusal::NoSuchVolume(_)
+            | Refusal::NoSuchSecret(_) => ApiError::not_found(detail),
             Refusal::RequestReused => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, code::CONFLICT, detail)
                 .hint("an Idempotency-Key belongs to one request; take a new key for another"),
             Refusal::TokenUnknown | Refusal::TokenExpired | Refusal::TokenUsedUp => {
@@ -234,6 +235,8 @@ impl From<Refusal> for ApiError {
             | Refusal::RootKeyNotHeld(_)
             | Refusal::RotationPastAbort
             | Refusal::NotYet { .. }
+            | Refusal::SecretInUse { .. }
+            | Refusal::OtherVault(_)
             | Refusal::NotAJob(_)
             | Refusal::Stopped(_)
             | Refusal::RunOver(..)

@@ -51,6 +51,8 @@ pub enum Permission {
     Quotas,
     /// Create volumes and forget them.
     Volumes,
+    /// Set secrets and remove them. Nobody reads them.
+    Secrets,
     /// Let new hosts in.
     Tokens,
     Metrics,
@@ -64,7 +66,7 @@ pub enum Permission {
 }
 
 impl Permission {
-    pub const ALL: [Permission; 20] = [
+    pub const ALL: [Permission; 21] = [
         Permission::Public,
         Permission::View,
         Permission::Deploy,
@@ -79,6 +81,7 @@ impl Permission {
         Permission::NodesAdmin,
         Permission::Quotas,
         Permission::Volumes,
+        Permission::Secrets,
         Permission::Tokens,
         Permission::Metrics,
         Permission::Events,
@@ -103,6 +106,7 @@ impl Permission {
             Permission::NodesAdmin => "nodes:admin",
             Permission::Quotas => "quotas:admin",
             Permission::Volumes => "volumes",
+            Permission::Secrets => "secrets",
             Permission::Tokens => "tokens",
             Permission::Metrics => "metrics:view",
             Permission::Events => "events",

@@ -16,7 +16,7 @@ use optimus_common::reason::{Code, code};
 use optimus_common::usage::{USAGE_EVERY, UsageEvery};
 use optimus_common::{NodeId, Span, Timestamp};
 use optimus_core::reconciler::{desired_allocs, desired_for};
-use optimus_core::state::{Applied, Command, Node, State};
+use optimus_core::state::{Applied, Command, Node, SecretKey, SecretVersion, State};
 use optimus_host::telemetry::Chain;
 use optimus_host::tls::{PeerIdentity, Role};
 use optimus_host::transport::{self, FrameError, FrameReader, FrameWriter, GREETING_MAX, HANDSHAKE_TIMEOUT, close};
@@ -30,6 +30,7 @@ use super::sessions::Session;
 use super::trust::{self, Known};
 use super::{HEARTBEAT, LEASE, Shared, log_end, servers, usage};
 use crate::identity::CheckedRequest;
+use crate::identity::SecretBox as _;
 use crate::store::ProposeError;
 
 /// Longest frame of an agent: a report. Agents cut theirs at 1 MiB.
@@ -585,8 +586,14 @@ impl Running<'_> {
             if sent.digest == Some(digest) {
                 return Ok(());
             }
+            let open = |key: &SecretKey, version: &SecretVersion| {
+                let opened = self.shared.identity.open(&state, key, version);
+                opened.inspect_err(|error| tracing::error!(secret = %key, error = %Chain(error), "a secret cannot be opened")).ok()
+            };
+            // Without one, the node keeps the set it has; at the next change it is tried again.
+            let Some(allocs) = desired_for(&state, self.peer.node, &open) else { return Ok(()) };
             sent.digest = Some(digest);
-            Message::from(Desired { generation: state.index, allocs: desired_for(&state, self.peer.node) }).encode()
+            Message::from(Desired { generation: state.index, allocs }).encode()
         };
         let pause = Duration::from_secs_f64(frame.len() as f64 / PUSH_RATE);
         sent.next_at = self.shared.store.env.clock.monotonic() + pause;

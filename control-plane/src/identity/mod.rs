@@ -12,6 +12,7 @@ pub mod members;
 pub mod record;
 pub mod root_key;
 pub mod rotation;
+mod vaults;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub use ca::{Ca, CheckedRequest, IssueError, Issued};
 pub use members::Members;
 use record::{Record, RecordError};
 use root_key::{RootKey, RootKeyError};
+pub use vaults::SecretBox;
 
 use crate::peers::PeerSettings;
 use crate::store::{ProposeError, Store};
@@ -93,6 +95,7 @@ pub struct Identity {
     roots: Arc<Roots>,
     certificate: Arc<OwnCertificate>,
     members: Members,
+    opened: vaults::Opened,
 }
 
 impl Identity {
@@ -157,6 +160,7 @@ impl Identity {
             roots,
             certificate: Arc::new(OwnCertificate(RwLock::new(own))),
             members: Members::new(record, data_dir.to_owned()),
+            opened: vaults::Opened::default(),
         }))
     }
 

@@ -152,6 +152,16 @@ impl RootKey {
         Ok(())
     }
 
+    /// The key itself, to be sealed with another one.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &*self.0
+    }
+
+    /// What [`bytes`](Self::bytes) gave.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(Self(Zeroizing::new(bytes.try_into().ok()?)))
+    }
+
     /// Tells this key from others, and nothing of it.
     pub fn fingerprint(&self) -> Vec<u8> {
         self.derive("fingerprint")[..FINGERPRINT_BYTES].to_vec()

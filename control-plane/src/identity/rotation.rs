@@ -111,13 +111,19 @@ impl Identity {
     }
 
     /// Another root key, held by this server, and the command that brings it into use once `holders` hold it.
-    pub fn next_root_key(&self) -> Result<(RootKey, Rewrap), IdentityError> {
+    pub fn next_root_key(&self, state: &State) -> Result<(RootKey, Rewrap), IdentityError> {
         let next = RootKey::generate(&self.env);
         next.store_next(&self.data_dir)?;
         let of = &self.authority().of;
         let secret = self.root().unseal(&of.ca_key_sealed, CA_KEY, of.id.0.as_bytes())?;
         let ca_key_sealed = next.seal(&secret, CA_KEY, of.id.0.as_bytes(), &self.env);
-        let rewrap = Rewrap { steps: of.authorities.steps, root_key: next.fingerprint(), ca_key_sealed, holders: vec![self.server] };
+        let mut vaults = Vec::new();
+        for (at, vault) in &state.vaults {
+            let key = self.vault_key(state, at, vault)?;
+            vaults.push((at.clone(), vault.id.clone(), vaults::wrap(&next, at, &key, &self.env)));
+        }
+        let (steps, root_key, holders) = (of.authorities.steps, next.fingerprint(), vec![self.server]);
+        let rewrap = Rewrap { steps, root_key, ca_key_sealed, holders, vaults };
         Ok((next, rewrap))
     }
 
@@ -184,7 +190,7 @@ mod tests {
         let store = memory_store(env.clone());
         let before = Identity::found(dir.path(), &store, &ServerNames { server: 1, names: vec![] }).await.unwrap();
         let mut state = store.state();
-        let (next, rewrap) = before.next_root_key().unwrap();
+        let (next, rewrap) = before.next_root_key(&State::default()).unwrap();
         let cluster = state.cluster.as_mut().unwrap();
         cluster.ca_key_sealed = rewrap.ca_key_sealed;
         cluster.authorities.steps += 1;
@@ -214,7 +220,7 @@ mod tests {
         assert_eq!(RootKey::open(dir.path()).unwrap().unwrap().to_text(), next.to_text());
 
         // Once more, to its end; then a state that is still being replayed, and a start.
-        let (third, rewrap) = after.next_root_key().unwrap();
+        let (third, rewrap) = after.next_root_key(&State::default()).unwrap();
         let mut newer = cluster.clone();
         newer.ca_key_sealed = rewrap.ca_key_sealed;
         newer.authorities.steps += 1;

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Alone, Answer, DEADLINE, FakeAgents, FakeJoins, WEB, env, join_node, project, tls};
+use crate::support::{Alone, Answer, DEADLINE, FakeAgents, FakeJoins, Reversed, WEB, env, join_node, project, tls};
 
 struct Front {
     address: SocketAddr,
@@ -72,6 +72,7 @@ impl Cluster {
                 auth: Arc::new(Auth::new(&token)),
                 cluster: Arc::new(Alone),
                 joins: Arc::new(FakeJoins),
+                secrets: Arc::new(Reversed),
                 metrics: Arc::new(Metrics::new()),
             };
             let config =

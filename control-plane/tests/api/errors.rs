@@ -73,9 +73,9 @@ async fn every_kind_of_error_is_a_problem() {
     let problem = server.post("/v1/deploy", &wrong).await.problem(422, "OPT-1001");
     assert!(problem["errors"][0]["pointer"].as_str().unwrap().starts_with("/workloads/web/"), "{problem}");
     let mut early = project(&["web"]);
-    early["workloads"]["web"]["secrets"] = json!(["TOKEN"]);
+    early["workloads"]["web"]["health"]["readiness"]["check"] = json!({"grpc": {"service": ""}});
     let problem = server.post("/v1/deploy?dry_run=true", &early).await.problem(422, "OPT-1002");
-    assert!(problem["errors"][0]["pointer"].as_str().unwrap().contains("secrets"), "{problem}");
+    assert!(problem["errors"][0]["pointer"].as_str().unwrap().contains("grpc"), "{problem}");
     server.post(&format!("{WEB}:scale"), &json!({"copies": 1_000_000})).await.problem(422, "OPT-1001");
     server.post("/v1/projects/shop/envs/prod/workloads/none:scale", &json!({"copies": 1})).await.problem(404, "OPT-1104");
     server.post(&format!("{WEB}:stop"), &json!({"now": true})).await.problem(400, "OPT-1101");

@@ -9,6 +9,7 @@ mod errors;
 mod operate;
 mod placing;
 mod reads;
+mod secrets;
 mod steering;
 mod streams;
 mod support;

@@ -346,7 +346,7 @@ impl Host {
                 matches!(done, Ok(applied) if !matches!(applied, Applied::Refused(_)))
             };
             let state = store.state();
-            Some((told, state.index, desired_for(&state, host.node)))
+            Some((told, state.index, desired_for(&state, host.node, &|_, _| None).unwrap_or_default()))
         })
         .await
         .flatten();

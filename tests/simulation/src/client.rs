@@ -60,6 +60,7 @@ pub fn spec(workload: &str, value: u64, copies: Option<u32>) -> WorkloadSpec {
         update: Update { deadline: Span::secs(10), ..Update::default() },
         logs: Logs { size: Bytes::mib(1) },
         secrets: vec![],
+        secret_values: Default::default(),
         labels: BTreeMap::new(),
         placement: Default::default(),
         schedule: None,

@@ -30,6 +30,7 @@ pub fn spec() -> WorkloadSpec {
         update: Update { deadline: Span::secs(60), ..Update::default() },
         logs: Logs { size: Bytes::mib(1) },
         secrets: vec![],
+        secret_values: Default::default(),
         labels: Default::default(),
         placement: Default::default(),
         schedule: None,

@@ -122,7 +122,15 @@ impl TestStore {
             let name = |n: &str| Name::new(n).unwrap();
             let key = WorkloadKey { project: name("shop"), environment: name("prod"), workload: name("web") };
             let spec = Arc::new(super::spec());
-            let release = Release { key: key.clone(), number: 1, spec, source: None, created_at: Timestamp(1), fresh: false };
+            let release = Release {
+                key: key.clone(),
+                number: 1,
+                spec,
+                source: None,
+                created_at: Timestamp(1),
+                fresh: false,
+                secrets: Default::default(),
+            };
             state.releases.insert((key.clone(), 1), Arc::new(release));
             let alloc = Alloc {
                 id,

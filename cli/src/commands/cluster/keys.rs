@@ -1,7 +1,5 @@
 //! Where locks and keys come from on the command line: files and prompts, never flags that others can see.
 
-use std::io::{self, BufRead as _, Write as _};
-use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use optimus_control_plane::identity::root_key::{self, RootKey};
@@ -11,6 +9,7 @@ use optimus_host::files;
 
 use super::failed;
 use crate::error::Failure;
+use crate::hidden;
 use crate::output::Terminal;
 
 /// Longest file of age identities.
@@ -120,47 +119,7 @@ fn first_line(path: &Path) -> Result<String, Failure> {
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
-/// Asks on the terminal, without showing what is typed.
+/// Asks for a passphrase.
 fn ask(prompt: &str, terminal: &Terminal) -> Result<String, Failure> {
-    if !(terminal.stdin_tty && terminal.stderr_tty) {
-        return Err(Failure::usage("cannot ask for a passphrase")
-            .because("this is no terminal")
-            .hint("name a file with --passphrase-file, or an age identity with --identity"));
-    }
-    let _hidden = Hidden::new().map_err(|error| failed("cannot ask for a passphrase", &error))?;
-    terminal.note_raw(prompt);
-    let mut typed = String::new();
-    io::stdin().lock().read_line(&mut typed)?;
-    terminal.note_raw("\n");
-    let _ = io::stderr().flush(); // a prompt that cannot be seen is no reason to stop
-    Ok(typed.trim_end_matches(['\r', '\n']).to_owned())
-}
-
-/// Keeps the terminal from showing what is typed, until it is dropped.
-struct Hidden(libc::termios);
-
-impl Hidden {
-    fn new() -> io::Result<Self> {
-        let fd = io::stdin().as_raw_fd();
-        // SAFETY: termios is plain data, all zeroes is a value of it, and tcgetattr fills it.
-        let mut settings: libc::termios = unsafe { std::mem::zeroed() };
-        // SAFETY: `fd` is open and `settings` is ours.
-        if unsafe { libc::tcgetattr(fd, &mut settings) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let before = Hidden(settings);
-        settings.c_lflag &= !libc::ECHO;
-        // SAFETY: as above.
-        if unsafe { libc::tcsetattr(fd, libc::TCSAFLUSH, &settings) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(before)
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        // SAFETY: stdin outlives this and the settings are those it had.
-        unsafe { libc::tcsetattr(io::stdin().as_raw_fd(), libc::TCSAFLUSH, &self.0) };
-    }
+    hidden::ask(prompt, terminal).map_err(|failure| failure.hint("name a file with --passphrase-file, or an age identity with --identity"))
 }
