@@ -154,13 +154,7 @@ fn commands() -> Vec<(&'static str, Command)> {
         ),
         (
             "rewrap",
-            Command::Rewrap(Rewrap {
-                steps: 3,
-                root_key: vec![7; 16],
-                ca_key_sealed: vec![8; 40],
-                holders: vec![1, 2, 3],
-                vaults: vec![(secret_key().vault, vec![5; 16], vec![6; 73])],
-            }),
+            Command::Rewrap(Rewrap { steps: 3, root_key: vec![7; 16], ca_key_sealed: vec![8; 40], holders: vec![1, 2, 3], vaults: vec![] }),
         ),
         (
             "count_traffic",

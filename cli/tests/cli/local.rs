@@ -194,10 +194,10 @@ fn a_faulty_file_is_shown_with_its_place() {
 #[test]
 fn what_is_not_done_yet_is_refused_before_it_is_sent() {
     let world = World::new();
-    world.write("work/optimus.toml", "name = \"web\"\nrun = \"x\"\nsecrets = [\"KEY\"]\n");
+    world.write("work/optimus.toml", "name = \"web\"\nrun = \"x\"\nport = \"auto\"\nhealth = { grpc = \"\" }\n");
     for verb in ["validate", "deploy"] {
         let ran = world.run(&[verb]).expect(2);
-        assert!(ran.err.starts_with("error[OPT-1002]: optimus.toml") && ran.err.contains("secrets"), "{}", ran.err);
+        assert!(ran.err.starts_with("error[OPT-1002]: optimus.toml") && ran.err.contains("grpc"), "{}", ran.err);
     }
 }
 
