@@ -25,6 +25,8 @@ pub const STREAM_IDLE: Duration = Duration::from_secs(60);
 /// Tries of one request, and how long they may take together.
 const TRIES_MAX: u32 = 6;
 const TRIES_FOR: Duration = Duration::from_secs(20);
+/// Longest wait for the newest state of who only looks, before what the server last knew is shown instead.
+const FRESH_WITHIN: Duration = Duration::from_secs(3);
 /// Longest `Retry-After` obeyed.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 /// Largest answer and longest line of a stream.
@@ -39,6 +41,8 @@ pub struct Client {
     http: reqwest::Client,
     base: Url,
     token: String,
+    /// Whether reads are answered from what the server knows, leader or not.
+    stale: bool,
 }
 
 /// An answer and what its headers say.
@@ -47,6 +51,8 @@ pub struct Answer<T> {
     pub value: T,
     /// State index the answer was made at (`Optimus-Index`).
     pub index: Option<u64>,
+    /// How long before the answer a stale read's server heard the leader (`Optimus-Staleness`).
+    pub staleness: Option<String>,
     pub request_id: Option<String>,
 }
 
@@ -89,7 +95,7 @@ impl Client {
             .user_agent(concat!("optimus/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| bad(cause(&error)))?;
-        Ok(Client { http, base, token: context.token.clone() })
+        Ok(Client { http, base, token: context.token.clone(), stale: false })
     }
 
     /// Whether it was made of this context.
@@ -105,6 +111,20 @@ impl Client {
     /// `what` names the intention in errors: `cannot list workloads`.
     pub async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)], what: &str) -> Result<Answer<T>, Failure> {
         self.answer(Ask { method: Method::GET, path, query, body: None, timeout: REQUEST_TIMEOUT, ndjson: false, what }).await
+    }
+
+    /// The same, or what the server last knew if no leader is found within [`FRESH_WITHIN`]: then the client that comes with
+    /// the answer goes on reading so. Only for paths with `consistency`.
+    pub async fn get_or_stale<T: DeserializeOwned>(&self, path: &str, what: &str) -> Result<(Client, Answer<T>), Failure> {
+        let refused = match tokio::time::timeout(FRESH_WITHIN, self.get(path, &[], what)).await {
+            Ok(Ok(answer)) => return Ok((self.clone(), answer)),
+            Ok(Err(failure)) if failure.code.as_deref() != Some(code::NO_LEADER.code) => return Err(failure),
+            Ok(Err(failure)) => Some(failure),
+            Err(_) => None,
+        };
+        let stale = Client { stale: true, ..self.clone() };
+        let answer = stale.get(path, &[], what).await.map_err(|failure| refused.unwrap_or(failure))?;
+        Ok((stale, answer))
     }
 
     /// A `GET` that the server answers on a change after `index`, or after [`LONG_POLL`].
@@ -198,7 +218,7 @@ impl Client {
         let response = self.send(&ask).await?;
         let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let index = text("optimus-index").and_then(|value| value.parse().ok());
-        let request_id = text("x-request-id");
+        let (staleness, request_id) = (text("optimus-staleness"), text("x-request-id"));
         let body = tokio::time::timeout(ask.timeout, read_body(response))
             .await
             .map_err(|_| self.no_answer(&ask))?
@@ -208,7 +228,7 @@ impl Client {
                 .because(format!("the server's answer is not what this version expects: {error}"))
                 .hint("compare `optimus version` here and on the server")
         })?;
-        Ok(Answer { value, index, request_id })
+        Ok(Answer { value, index, staleness, request_id })
     }
 
     /// Sends until there is an answer other than "not now"; a refusal comes back as the failure it means.
@@ -248,6 +268,9 @@ impl Client {
         url.set_path(&format!("{}{}", self.base.path().trim_end_matches('/'), ask.path));
         if !ask.query.is_empty() {
             url.query_pairs_mut().extend_pairs(ask.query);
+        }
+        if self.stale && ask.method == Method::GET {
+            url.query_pairs_mut().append_pair("consistency", "stale");
         }
         let accept = if ask.ndjson { "application/x-ndjson" } else { "application/json" };
         let mut request = self.http.request(ask.method.clone(), url).bearer_auth(&self.token).header(header::ACCEPT, accept);

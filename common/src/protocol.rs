@@ -25,6 +25,8 @@ use crate::usage::{HistoryAnswer, HistoryRequest, Usage, UsageEvery};
 pub const ALPN_AGENT: &[u8] = b"optimus-agent/1";
 pub const ALPN_JOIN: &[u8] = b"optimus-join/1";
 pub const ALPN_RAFT: &[u8] = b"optimus-raft/1";
+/// Servers passing requests on to agents that are connected to another one.
+pub const ALPN_RELAY: &[u8] = b"optimus-relay/1";
 
 /// Versions of the agent protocol this build speaks, oldest and newest.
 ///

@@ -1,4 +1,4 @@
-//! Requests to agents, as the API sees them. The gateway, which holds the agents' connections, answers them.
+//! Requests to agents, as the API sees them. The gateway, which holds the agents' connections or knows who does, answers them.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ pub use crate::gateway::usage::{Measured, NodeUsage};
 /// Why an agent did not answer a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AgentCallError {
-    #[error("the node is not connected to this server")]
+    #[error("the node is not connected to any server that can be reached")]
     NotConnected,
     #[error("the node did not answer in time")]
     TimedOut,

@@ -18,6 +18,10 @@ use crate::store::Store;
 
 /// Longest wait for the leader's answer; a hand-over takes much less.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// The same for a report, which a person waits for, and which can be made without the leader.
+const REPORT_WITHIN: Duration = Duration::from_secs(2);
+/// Longest wait for each server when none leads.
+const SURVEY_WITHIN: Duration = Duration::from_secs(1);
 /// A server that the leader heard within this is alive.
 pub const ALIVE: Duration = Duration::from_secs(3);
 
@@ -43,9 +47,10 @@ pub trait ClusterAdmin: Send + Sync + 'static {
     }
 }
 
-/// What only the leader knows.
+/// What only the leader knows, or without one what a server finds out by itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
+    /// 0: none.
     pub leader: u64,
     pub term: u64,
     pub last_log: u64,
@@ -56,7 +61,7 @@ pub struct Report {
 pub struct MemberReport {
     pub id: u64,
     pub voter: bool,
-    /// Milliseconds since it answered; 0 for the leader itself.
+    /// Milliseconds since it answered; 0 for the server that reports.
     pub silent_ms: Option<u64>,
     /// Entries it is behind.
     pub behind: Option<u64>,
@@ -157,15 +162,29 @@ pub fn clock_answer(body: &[u8], now: Timestamp) -> Option<Bytes> {
 pub struct RaftAdmin<M: Machine>(pub RaftNode<M>);
 
 impl<M: Machine> RaftAdmin<M> {
-    async fn ask(&self, request: Request) -> Result<Reply, AdminError> {
+    async fn ask(&self, request: Request, within: Duration) -> Result<Reply, AdminError> {
         if *self.0.is_leader().borrow() {
             return Ok(self.answer(request).await);
         }
         let body = Bytes::from(codec::to_msgpack(&request));
-        match self.0.ask_leader(PeerRpc::Admin, body, ANSWER_WITHIN).await {
+        match self.0.ask_leader(PeerRpc::Admin, body, within).await {
             Ok(bytes) => codec::from_msgpack(&bytes).map_err(|e| AdminError::Refused(format!("the leader's answer does not decode: {e}"))),
             Err(error) => Err(AdminError::NoLeader(error.to_string())),
         }
+    }
+
+    /// Who answers this server when none leads: whoever looks at a cluster without quorum must see whom to bring back.
+    async fn survey(&self) -> Report {
+        let status = self.0.status();
+        let body = Bytes::from(codec::to_msgpack(&Request::Clock));
+        let ask = async |id: u64| {
+            let me = id == status.node_id;
+            // Any answer is a sign of life, also that of a server that is still starting.
+            let answers = me || self.0.ask(id, PeerRpc::Admin, body.clone(), SURVEY_WITHIN).await.is_ok();
+            MemberReport { id, voter: status.voters.contains(&id), silent_ms: answers.then_some(0), behind: None }
+        };
+        let members = futures_util::future::join_all(status.members.keys().map(|id| ask(*id))).await;
+        Report { leader: 0, term: status.term, last_log: status.last_log.unwrap_or(0), members }
     }
 
     /// The wall clock of the leader, another server, as it answered.
@@ -203,16 +222,18 @@ impl<M: Machine> RaftAdmin<M> {
 impl<M: Machine> ClusterAdmin for RaftAdmin<M> {
     fn report(&self) -> Answer<'_, Report> {
         Box::pin(async {
-            match self.ask(Request::Report).await? {
-                Reply::Report(report) => Ok(report),
-                other => Err(unexpected(other)),
+            match self.ask(Request::Report, REPORT_WITHIN).await {
+                Ok(Reply::Report(report)) => Ok(report),
+                Ok(Reply::NotLeader) | Err(AdminError::NoLeader(_)) => Ok(self.survey().await),
+                Ok(other) => Err(unexpected(other)),
+                Err(error) => Err(error),
             }
         })
     }
 
     fn transfer(&self, to: Option<u64>) -> Answer<'_, u64> {
         Box::pin(async move {
-            match self.ask(Request::Transfer { to }).await? {
+            match self.ask(Request::Transfer { to }, ANSWER_WITHIN).await? {
                 Reply::Leader(leader) => Ok(leader),
                 other => Err(unexpected(other)),
             }
@@ -279,7 +300,7 @@ pub fn view(state: &State, report: &Report) -> Option<ClusterView> {
     warnings.extend(clocks(state));
     Some(ClusterView {
         cluster: cluster.id,
-        leader: report.leader,
+        leader: Some(report.leader).filter(|id| *id != 0),
         term: report.term,
         last_log: report.last_log,
         version: cluster.version,
@@ -332,7 +353,16 @@ fn warnings(version: u32, servers: &[ServerView], report: &Report) -> Vec<String
     let voters: Vec<u64> = report.members.iter().filter(|m| m.voter).map(|m| m.id).collect();
     let dead: Vec<&ServerView> = servers.iter().filter(|s| voters.contains(&s.id) && !s.alive).collect();
     let mut out = Vec::new();
-    let spare = (voters.len() - 1) / 2;
+    let (spare, needed) = (voters.len().saturating_sub(1) / 2, voters.len() / 2 + 1);
+    let (with_vote, answer) = (voters.len(), voters.len() - dead.len().min(voters.len()));
+    if answer < needed {
+        out.push(format!(
+            "no quorum: {answer} of {with_vote} servers with a vote can be reached and {needed} are needed, so nothing can be changed; \
+             bring one back, or if they are lost for good: `optimus cluster recover`"
+        ));
+    } else if report.leader == 0 {
+        out.push("no server leads at the moment; an election takes seconds".to_owned());
+    }
     match voters.len() {
         2 => out.push("2 servers have a vote: the loss of either stops all changes; join a third".to_owned()),
         4 => out.push("4 servers have a vote and bear the loss of one, as 3 do; join a fifth or remove one".to_owned()),
@@ -341,7 +371,7 @@ fn warnings(version: u32, servers: &[ServerView], report: &Report) -> Vec<String
     for server in &dead {
         out.push(format!("server {} ({}) does not answer", server.id, server.name));
     }
-    if !dead.is_empty() && dead.len() >= spare {
+    if !dead.is_empty() && answer >= needed && dead.len() >= spare {
         let more = spare.saturating_sub(dead.len());
         out.push(match more {
             0 => "the loss of one more server stops all changes".to_owned(),
@@ -405,6 +435,18 @@ mod tests {
         use ServerRole::*;
         assert_eq!(roles, [(1, Leader, true), (2, Voter, false), (3, Leaving, true), (9, Joining, false)]);
         assert_eq!(shown.warnings, ["server 2 (s2) does not answer", "the loss of one more server stops all changes"]);
+        let alone = vec![member(1, true, Some(0)), member(2, true, None), member(3, true, None)];
+        let shown = view(&state, &Report { leader: 0, term: 4, last_log: 10, members: alone }).unwrap_or_else(|| panic!("a cluster"));
+        assert_eq!((shown.leader, shown.servers[0].role), (None, Voter));
+        assert!(
+            shown.warnings[0].starts_with("no quorum: 1 of 3 servers with a vote can be reached and 2 are needed"),
+            "{:?}",
+            shown.warnings
+        );
+        assert_eq!(shown.warnings.len(), 3, "nothing about one more loss");
+        let electing = vec![member(1, true, Some(0)), member(2, true, Some(0)), member(3, true, None)];
+        let shown = view(&state, &Report { leader: 0, term: 4, last_log: 10, members: electing }).unwrap_or_else(|| panic!("a cluster"));
+        assert!(shown.warnings.iter().any(|w| w.starts_with("no server leads at the moment")), "{:?}", shown.warnings);
         let two = vec![member(1, true, Some(0)), member(2, true, Some(0))];
         let shown = view(&state, &Report { leader: 1, term: 4, last_log: 10, members: two }).unwrap_or_else(|| panic!("a cluster"));
         assert!(shown.warnings[0].contains("join a third"), "{:?}", shown.warnings);

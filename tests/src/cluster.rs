@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::api_client::ApiClient;
 use crate::chaos_proxy::ChaosProxy;
-use crate::harness::{PATIENCE, bin_dir, free_tcp_port, free_udp_port};
+use crate::harness::{PATIENCE, Said, bin_dir, free_tcp_port, free_udp_port};
 use crate::netns::Network;
 
 /// Longest wait for an answer of a healthy server.
@@ -295,6 +295,13 @@ impl Cluster {
         None
     }
 
+    /// What `optimus ARGS` says on the host of server `n`, with its credentials; by itself it ends within seconds.
+    pub fn cli(&self, n: usize, args: &[&str]) -> Said {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let output = command(&self.place, n, &self.servers[n], &args).stdin(Stdio::null()).output().expect("the CLI runs");
+        Said::of(output)
+    }
+
     /// The network, when the processes are in namespaces.
     pub fn network(&self) -> &Network {
         match &self.place {
@@ -361,12 +368,19 @@ fn server_args(member: &Member, place: &Place, n: usize, join: Option<&str>) -> 
 
 fn launch(place: &Place, host: usize, member: &mut Member, args: &[String]) {
     assert!(!member.is_running(), "{} runs already", member.name);
+    let log = fs::File::options().create(true).append(true).open(member.log()).expect("a log file");
+    let mut command = command(place, host, member, args);
+    command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+    member.child = Some(command.spawn().unwrap_or_else(|e| panic!("{} does not start: {e}", member.name)));
+}
+
+/// `optimus` on a host, with a member's configuration.
+fn command(place: &Place, host: usize, member: &Member, args: &[String]) -> Command {
     let program = bin_dir().join("optimus");
     let mut command = match place {
         Place::Namespaces(network) => network.command(host, &program),
         Place::Proxies(_) => Command::new(&program),
     };
-    let log = fs::File::options().create(true).append(true).open(member.log()).expect("a log file");
     command
         .args(args)
         .env_clear()
@@ -375,11 +389,8 @@ fn launch(place: &Place, host: usize, member: &mut Member, args: &[String]) {
         .env("XDG_CONFIG_HOME", member.dir.join("config"))
         .env("XDG_DATA_HOME", member.dir.join("data"))
         .env("NO_COLOR", "1")
-        .envs(member.env.iter().cloned())
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().expect("a second handle"))
-        .stderr(log);
-    member.child = Some(command.spawn().unwrap_or_else(|e| panic!("{} does not start: {e}", member.name)));
+        .envs(member.env.iter().cloned());
+    command
 }
 
 impl Drop for Cluster {

@@ -37,7 +37,7 @@ pub mod volume;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use optimus_common::api::v1::{ActionAnswer, Allocation};
+use optimus_common::api::v1::{ActionAnswer, Allocation, ClusterStatus};
 use optimus_common::{Name, Span};
 
 use crate::args::Global;
@@ -112,6 +112,21 @@ impl Session {
         let client = Client::new(&context)?;
         let defaults = project::scope_here().or(&Scope { project: context.project, environment: context.environment });
         Ok(Session { terminal, client, scope, defaults })
+    }
+
+    /// For verbs that only look. Without a leader they show what the server last knew, and say so: that is when people look.
+    pub async fn or_stale(self, what: &str) -> Result<(Self, ClusterStatus), Failure> {
+        let (client, answer) = self.client.get_or_stale::<ClusterStatus>("/v1/status", what).await?;
+        if let Some(age) = answer.staleness {
+            let when = if age == "unknown" { "of an unknown age".to_owned() } else { format!("{age} old") };
+            let paint = self.terminal.stderr_paint();
+            self.terminal.note(&format!(
+                "{} no server leads, so nothing can be changed; this is what {} knows, {when}. `optimus cluster` tells who is missing",
+                paint.busy("warning:"),
+                self.client.url()
+            ));
+        }
+        Ok((Session { client, ..self }, answer.value))
     }
 
     /// Keeps the CAs that the cluster tells of, so that this machine still knows it when the present one is replaced.

@@ -83,7 +83,7 @@ enum What {
 pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(), Failure> {
     let session = Session::open(global, &ScopeArgs::default(), terminal)?;
     match &args.what {
-        None | Some(What::Ls) => list(&session).await,
+        None | Some(What::Ls) => list(session).await,
         Some(What::Show { node }) => node_actions::show(&session, node).await,
         Some(What::Label { node, labels }) => node_actions::label(&session, node, labels).await,
         Some(What::Pool { node, pool }) => node_actions::pool(&session, node, pool).await,
@@ -95,9 +95,10 @@ pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(),
     }
 }
 
-async fn list(session: &Session) -> Result<(), Failure> {
-    let terminal = session.terminal;
-    let nodes: Page<Node> = session.client.list("/v1/nodes", &[], "cannot list the nodes").await?;
+async fn list(session: Session) -> Result<(), Failure> {
+    let (terminal, what) = (session.terminal, "cannot list the nodes");
+    let (session, _) = session.or_stale(what).await?;
+    let nodes: Page<Node> = session.client.list("/v1/nodes", &[], what).await?;
     if terminal.json {
         terminal.json_document(&nodes)?;
         return Ok(());

@@ -26,8 +26,8 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(), Failure> {
-    let session = Session::open(global, &args.scope, terminal)?;
     let what = "cannot list the copies";
+    let (session, _) = Session::open(global, &args.scope, terminal)?.or_stale(what).await?;
     let mut scope = session.scope.clone();
     let (mut workload, mut copy_named) = (None, None);
     if let Some(text) = &args.workload {

@@ -19,9 +19,8 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, global: &Global, terminal: Terminal) -> Result<(), Failure> {
-    let session = Session::open(global, &args.scope, terminal)?;
     let what = "cannot read the status";
-    let status = session.client.get::<ClusterStatus>("/v1/status", &[], what).await?.value;
+    let (session, status) = Session::open(global, &args.scope, terminal)?.or_stale(what).await?;
     let workloads: Page<Workload> = session.client.list("/v1/workloads", &session.scope.query(), what).await?;
     if terminal.json {
         terminal.json_document(&serde_json::json!({ "status": status, "workloads": workloads.items }))?;

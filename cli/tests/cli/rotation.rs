@@ -24,7 +24,7 @@ fn view(ca: u32, rotation: Option<&str>, ca_pem: &str) -> ClusterView {
     });
     let ca_pem = ca_pem.to_owned();
     let cluster = ClusterId(uuid::Uuid::nil());
-    ClusterView { cluster, leader: 1, term: 1, last_log: 1, version: 3, servers: vec![], ca, ca_pem, rotation, warnings: vec![] }
+    ClusterView { cluster, leader: Some(1), term: 1, last_log: 1, version: 3, servers: vec![], ca, ca_pem, rotation, warnings: vec![] }
 }
 
 /// A cluster that shows these views one after the other.

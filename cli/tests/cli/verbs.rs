@@ -90,7 +90,7 @@ fn lists_are_read_page_by_page() {
             Reply::json(json!({"items": [copy("shop/dev/web", 1, Phase::Running, true)], "next_page_token": "next", "index": 7}))
         }
         true => Reply::json(page(vec![copy("shop/dev/web", 0, Phase::Running, true)])),
-        false => not_found(seen),
+        false => shop(seen),
     });
     let world = World::with(&fake);
     let ran = world.run(&["ps"]).expect(0);
@@ -108,7 +108,7 @@ fn lists_are_read_page_by_page() {
 #[test]
 fn ps_says_why_a_copy_is_not_ready() {
     let fake = Fake::start(|seen| match seen.path() {
-        "/v1/workloads" => shop(seen),
+        "/v1/workloads" | "/v1/status" => shop(seen),
         "/v1/allocations" => {
             let mut broken = copy("shop/prod/api", 0, Phase::Backoff, false);
             broken.reason = reason(&Reason::CommandNotFound { command: "pyhton3".into() });
@@ -295,6 +295,7 @@ fn nodes_are_listed_and_let_in() {
     };
     let fake = Fake::start(move |seen| match (seen.method.as_str(), seen.path()) {
         ("GET", "/v1/nodes") => Reply::json(page(vec![node.clone()])),
+        ("GET", "/v1/status") => shop(seen),
         ("POST", "/v1/join-tokens") => {
             Reply::json(JoinTokenAnswer { token: "opt_join_x".into(), id: "t1".into(), expires_at: Timestamp(1_700_000_000_000), uses: 10 })
         }
@@ -430,11 +431,29 @@ fn a_503_is_tried_again_with_the_same_key() {
 #[test]
 fn retries_end() {
     let fake = Fake::start(|_| Reply::problem(503, "OPT-1110", "no leader").header("retry-after", 0));
-    World::with(&fake).run(&["status"]).expect(8);
+    World::with(&fake).run(&["jobs"]).expect(8);
     assert_eq!(fake.seen().len(), 6);
     // Without Retry-After a refusal is final.
     let fake = Fake::start(|_| Reply::problem(503, "OPT-1110", "no leader"));
-    World::with(&fake).run(&["status"]).expect(8);
+    World::with(&fake).run(&["jobs"]).expect(8);
+    assert_eq!(fake.seen().len(), 1);
+}
+
+#[test]
+fn without_a_leader_looking_shows_what_the_server_knows() {
+    let fake = Fake::start(|seen| match seen.target.contains("consistency=stale") {
+        true => shop(seen).header("optimus-staleness", "12s"),
+        false => Reply::problem(503, "OPT-1110", "no leader"),
+    });
+    let world = World::with(&fake);
+    let ran = world.run(&["status"]).expect(0);
+    assert!(ran.out.contains("shop/dev/web"), "{}", ran.out);
+    assert!(ran.err.contains("no server leads") && ran.err.contains("12s old") && ran.err.contains("optimus cluster"), "{}", ran.err);
+    // What would change something is not tried on a state of before.
+    world.run(&["restart", "api"]).expect(8);
+    // Another refusal is told, not hidden behind an old state.
+    let fake = Fake::start(|_| Reply::problem(403, "OPT-1102", "forbidden"));
+    World::with(&fake).run(&["status"]).expect(4);
     assert_eq!(fake.seen().len(), 1);
 }
 

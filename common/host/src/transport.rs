@@ -47,6 +47,8 @@ const READ_STEP: usize = 64 << 10;
 pub const PEER_KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// A server not heard by another for so long is gone; callers that wait for answers notice sooner.
 pub const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Requests to agents one server may have under way through another. Further ones wait.
+pub const RELAY_STREAMS: u32 = 64;
 /// Calls one server may have open at another. Further ones wait.
 pub const PEER_STREAMS: u32 = 128;
 /// Servers are near each other: a lost first packet is sent again after three of these.
@@ -140,14 +142,23 @@ pub fn client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, S
 
 /// QUIC settings of a server that dials another one, around its TLS settings.
 pub fn peer_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, SetupError> {
+    between_servers(tls, 4 * STREAM_WINDOW, 64 * STREAM_WINDOW)
+}
+
+/// The same for requests that are passed on: an answer nobody reads fills its own window and holds up no other.
+pub fn relay_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, SetupError> {
+    between_servers(tls, STREAM_WINDOW, RELAY_STREAMS * STREAM_WINDOW)
+}
+
+fn between_servers(tls: rustls::ClientConfig, stream_window: u32, window: u32) -> Result<quinn::ClientConfig, SetupError> {
     let crypto = QuicClientConfig::try_from(tls).map_err(SetupError::Tls)?;
     let mut congestion = quinn::congestion::CubicConfig::default();
     congestion.initial_window(PEER_INITIAL_WINDOW);
     let mut transport = TransportConfig::default();
     transport
         .congestion_controller_factory(Arc::new(congestion))
-        .stream_receive_window(VarInt::from_u32(4 * STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(64 * STREAM_WINDOW))
+        .stream_receive_window(VarInt::from_u32(stream_window))
+        .receive_window(VarInt::from_u32(window))
         .send_window(PEER_SEND_WINDOW)
         .max_concurrent_bidi_streams(VarInt::from_u32(0)) // calls go one way
         .max_concurrent_uni_streams(VarInt::from_u32(0))

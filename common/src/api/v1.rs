@@ -360,10 +360,10 @@ pub struct StateDigest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ClusterView {
     pub cluster: ClusterId,
-    /// Raft id of the leader.
-    pub leader: u64,
+    /// Raft id of the leader; none while no server leads. Then the servers are shown as the one that answers sees them.
+    pub leader: Option<u64>,
     pub term: u64,
-    /// Last entry of the leader's log.
+    /// Last entry of the leader's log, or of the server's that answers.
     pub last_log: u64,
     /// Version of the commands every server understands.
     pub version: u32,

@@ -1,4 +1,5 @@
-//! Requests to agents: each on a stream of its own, with the stream's flow control as back-pressure.
+//! Requests to agents: each on a stream of its own, with the stream's flow control as back-pressure. To the agent itself
+//! if it is connected here, else through the server it is connected to ([`relay`]).
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use optimus_host::telemetry::Chain;
 use optimus_host::transport::{FrameError, FrameReader, FrameWriter};
 use tokio::sync::mpsc;
 
-use super::Gateway;
+use super::{Gateway, relay};
 use crate::agent_calls::{AgentCallError, AgentCalls, HistoryCall, LogAnswer, NodeUsage};
 
 /// Longest wait for an agent's first word.
@@ -29,9 +30,11 @@ impl Gateway {
         request: impl Into<Message>,
         limit: usize,
     ) -> Result<(FrameReader, Result<Option<Message>, FrameError>), AgentCallError> {
-        let session = self.shared.sessions.get(node).ok_or(AgentCallError::NotConnected)?;
         let asked = async {
-            let (send, receive) = session.connection.open_bi().await.map_err(|_| AgentCallError::NotConnected)?;
+            let (send, receive) = match self.shared.sessions.get(node) {
+                Some(session) => session.connection.open_bi().await.map_err(|_| AgentCallError::NotConnected)?,
+                None => relay::open(&self.shared, &self.endpoint, node).await?,
+            };
             let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(receive, limit));
             let sent = async {
                 writer.send(request).await?;

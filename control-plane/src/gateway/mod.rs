@@ -12,6 +12,7 @@
 //!                     takes Usage      -> usage::Usages
 //!                     Ping / Pong      -> Heard            -> leases -> the leader -> Command::NodeDown
 //!    ALPN raft  -> PeerServe::serve
+//!    ALPN relay -> relay::serve   another server's request to an agent that is connected here
 //! ```
 //! Every server holds sessions, as long as it hears a leader. What an agent says is believed about the node in its
 //! certificate and about nothing else.
@@ -22,6 +23,7 @@ mod desired;
 mod join;
 mod known_keys;
 mod leases;
+mod relay;
 mod reports;
 mod servers;
 mod session;
@@ -33,7 +35,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN, ALPN_RAFT};
+use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN, ALPN_RAFT, ALPN_RELAY};
 use optimus_common::{NodeId, Span};
 use optimus_host::telemetry::Chain;
 use optimus_host::tls::NoPins;
@@ -103,6 +105,7 @@ struct Shared {
     peers: Option<Arc<dyn PeerServe>>,
     leases: leases::Leases,
     usages: usage::Usages,
+    relays: relay::Relays,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -149,6 +152,7 @@ impl Gateway {
             peers,
             leases: leases::Leases::default(),
             usages: usage::Usages::default(),
+            relays: relay::Relays::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
@@ -266,6 +270,10 @@ async fn serve(shared: Arc<Shared>, connecting: quinn::Connecting, address: Sock
         (Some(protocol), Some(peers)) if protocol == ALPN_RAFT => {
             drop(place); // who is no member is sent away before the first byte is read
             peers.serve(connection).await;
+        }
+        (Some(protocol), Some(peers)) if protocol == ALPN_RELAY => {
+            drop(place);
+            relay::serve(&shared, &**peers, connection).await;
         }
         // rustls refuses a handshake without a common ALPN; this is for the day that changes.
         _ => connection.close(VarInt::from_u32(close::PROTOCOL), b"no common protocol"),

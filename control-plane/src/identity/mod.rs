@@ -20,7 +20,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use optimus_common::env::Env;
-use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN, ALPN_RAFT};
+use optimus_common::protocol::{ALPN_AGENT, ALPN_JOIN, ALPN_RAFT, ALPN_RELAY};
 use optimus_common::{ClusterId, NodeId, Timestamp};
 use optimus_core::state::command::Refusal;
 use optimus_core::state::{Applied, Cluster, Command, Member, State};
@@ -241,7 +241,7 @@ impl Identity {
 
     /// The same, also for the servers that `pins` says are members.
     pub fn quic_server_with_peers(&self, pins: Arc<dyn PinnedKeys>) -> Result<quinn::ServerConfig, IdentityError> {
-        self.quic(pins, &[ALPN_AGENT, ALPN_JOIN, ALPN_RAFT])
+        self.quic(pins, &[ALPN_AGENT, ALPN_JOIN, ALPN_RAFT, ALPN_RELAY])
     }
 
     fn quic(&self, pins: Arc<dyn PinnedKeys>, alpn: &[&[u8]]) -> Result<quinn::ServerConfig, IdentityError> {

@@ -38,6 +38,7 @@ use tokio_util::task::TaskTracker;
 use crate::raft::{Peer, PeerError, PeerRpc, PeerTransport};
 use link::Link;
 
+pub(crate) use serve::refuse;
 pub use serve::{PeerServe, PeerServer};
 pub use wire::{BODY_MAX, PART_MAX};
 

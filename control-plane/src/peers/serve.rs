@@ -35,6 +35,9 @@ pub trait PeerServe: Send + Sync + 'static {
 
     /// The members, for the check of certificates in the handshake.
     fn pins(&self) -> Arc<dyn PinnedKeys>;
+
+    /// The number of the member at the other end, or why it is none.
+    fn identify(&self, connection: &Connection) -> Result<u64, String>;
 }
 
 /// A node answers its peers itself.
@@ -106,6 +109,10 @@ impl PeerServe for PeerServer {
 
     fn pins(&self) -> Arc<dyn PinnedKeys> {
         self.0.pins.clone()
+    }
+
+    fn identify(&self, connection: &Connection) -> Result<u64, String> {
+        self.0.identify(connection)
     }
 }
 
@@ -218,7 +225,8 @@ impl Shared {
     }
 }
 
-fn refuse(connection: &Connection, reason: &str) {
+/// Sends a caller away that is no member.
+pub(crate) fn refuse(connection: &Connection, reason: &str) {
     tracing::warn!(address = %connection.remote_address(), reason, "peer refused");
     connection.close(VarInt::from_u32(close::REFUSED), reason.as_bytes());
 }

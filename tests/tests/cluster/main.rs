@@ -7,6 +7,8 @@ mod disk;
 mod kills;
 mod network;
 mod partitions;
+mod quorum_lost;
+mod relay;
 mod root_key;
 mod weather;
 

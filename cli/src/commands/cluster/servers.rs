@@ -19,11 +19,11 @@ pub(super) async fn show(session: &Session, sentences: bool) -> Result<(), Failu
     if sentences {
         let voters = view.servers.iter().filter(|s| matches!(s.role, ServerRole::Leader | ServerRole::Voter)).count() as u64;
         terminal.line(&format!(
-            "cluster {} at version {}: {} with a vote, server {} leads in term {}, {} in the log",
+            "cluster {} at version {}: {} with a vote, {} in term {}, {} in the log",
             view.cluster,
             view.version,
             count(voters, "server", "servers"),
-            view.leader,
+            view.leader.map_or_else(|| "no server leads".to_owned(), |id| format!("server {id} leads")),
             view.term,
             count(view.last_log, "entry", "entries"),
         ))?;

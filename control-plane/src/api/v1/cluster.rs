@@ -21,13 +21,17 @@ impl From<AdminError> for ApiError {
     }
 }
 
-/// The servers, their parts in the cluster, and what a person should know of it.
+/// The servers, their parts in the cluster, and what a person should know of it. Also answered without a leader.
 #[utoipa::path(get, path = "/v1/cluster", tag = "cluster", operation_id = "get_cluster", responses((status = 200, body = ClusterView)))]
 pub(crate) async fn get_cluster(ctx: Ctx) -> Result<Response, ApiError> {
     let report = ctx.shared.deps.cluster.report().await?;
     let state = ctx.store().state();
     let view = cluster_admin::view(&state, &report);
-    let view = view.ok_or_else(|| ApiError::not_found("the cluster has not been created yet").retry(RETRY_DEFAULT))?;
+    let view = view.ok_or_else(|| match report.leader {
+        // A server that has just begun to join knows of no cluster; others do.
+        0 => AdminError::NoLeader("this server has not heard of the cluster yet".into()).into(),
+        _ => ApiError::not_found("the cluster has not been created yet").retry(RETRY_DEFAULT),
+    })?;
     ctx.json(state.index, &view)
 }
 
