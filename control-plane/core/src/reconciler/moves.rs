@@ -188,7 +188,7 @@ impl Move<'_, '_> {
                 Stage::Starting { .. } => {}
                 // Held up or not, what was lost is replaced: by the release before, or where there is none by its own.
                 Stage::Empty { lost: true } if aim.before.is_none() && !aim.shut => drop(self.place(slot)),
-                _ if aim.hold => {}
+                _ if aim.hold || self.leaves_first(slot, &moved, Some(aim.target)) => {}
                 _ => drop(self.place(slot)),
             }
         }
@@ -203,7 +203,7 @@ impl Move<'_, '_> {
         }
         let (leaving, staying): (Vec<_>, Vec<_>) = before.into_iter().partition(|a| a.migrate);
         let needed = aim.beside || matches!(stage, Stage::Old { .. } | Stage::Empty { .. });
-        if needed && !here(&staying) && !self.leaves_first(slot, &leaving) {
+        if needed && !here(&staying) && !self.leaves_first(slot, &leaving, aim.before) {
             self.place_before(slot);
         }
         self.stop_surplus(&staying);
@@ -217,14 +217,14 @@ impl Move<'_, '_> {
 
     /// Stops the copies of a slot that are to move to another node, where no copy may be there beyond the wanted number and
     /// there is a place to move to. Whether it did.
-    fn leaves_first(&mut self, slot: &Slot, leaving: &[Arc<Alloc>]) -> bool {
+    fn leaves_first(&mut self, slot: &Slot, leaving: &[Arc<Alloc>], release: Option<&Arc<Release>>) -> bool {
         let (state, now) = (self.pass.state, self.pass.now);
-        let Some(before) = self.aim.before.filter(|_| self.aim.budget.surge == 0) else { return false };
+        let Some(release) = release.filter(|_| self.aim.budget.surge == 0) else { return false };
         let here: Vec<_> = leaving.iter().filter(|a| answers(state, a)).cloned().collect();
-        if here.is_empty() || !self.may_place(slot, before) {
+        if here.is_empty() || !self.may_place(slot, release) {
             return false;
         }
-        let ask = Ask { key: &self.workload.key, spec: &before.spec, alloc: AllocId(Uuid::nil()), troubled: &[] };
+        let ask = Ask { key: &self.workload.key, spec: &release.spec, alloc: AllocId(Uuid::nil()), troubled: &[] };
         if !self.pass.view.get_or_insert_with(|| View::of(state, now)).could_place(ask) {
             return true; // it stays for as long as there is nowhere to go
         }
