@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    agent, cluster, completion, deploy, deployments, dev, events, explain, help, init, jobs, logs, nodes, plan, pool, ps, quota, rebalance,
-    restart, rm, run, runs, scale, secret, server, status, steer, stop, top, validate, version, volume,
+    agent, cluster, completion, console, deploy, deployments, dev, events, explain, help, init, jobs, logs, nodes, plan, pool, ps, quota,
+    rebalance, restart, rm, run, runs, scale, secret, server, status, steer, stop, top, validate, version, volume,
 };
 use crate::output::ColorChoice;
 
@@ -143,6 +143,9 @@ pub enum Verb {
     /// Look at the servers of the control plane, add and remove them, export, restore and recover their state
     #[command(before_help = cluster::EXAMPLES)]
     Cluster(cluster::Args),
+    /// Print a link that opens the web console, logged in
+    #[command(before_help = console::EXAMPLES)]
+    Console(console::Args),
     /// Print what happened
     #[command(before_help = events::EXAMPLES)]
     Events(events::Args),

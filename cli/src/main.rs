@@ -92,6 +92,7 @@ async fn client_verb(global: args::Global, verb: Verb, terminal: Terminal) -> Re
         Verb::Secret(args) => commands::secret::run(&args, &global, terminal).await,
         Verb::Volume(args) => commands::volume::run(&args, &global, terminal).await,
         Verb::Events(args) => commands::events::run(&args, &global, terminal).await,
+        Verb::Console(args) => commands::console::run(&args, &global, terminal).await,
         Verb::Version(args) => commands::version::run(&args, &global, terminal).await,
         Verb::Dev(_)
         | Verb::Server(_)

@@ -20,11 +20,11 @@ use optimus_host::telemetry::{self, Format};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::commands::Session;
 use crate::commands::agent::AgentConfig;
 use crate::commands::deploy::deploy_paths;
 use crate::commands::dev::DevConfig;
 use crate::commands::server::ServerConfig;
+use crate::commands::{Session, console};
 use crate::context::{self, Context};
 use crate::output::Terminal;
 use crate::target::Scope;
@@ -154,21 +154,24 @@ pub async fn dev(config: DevConfig) -> anyhow::Result<()> {
             return Err(error);
         }
     };
+    let session = Session::with(context, Scope::default(), terminal).map_err(|failure| anyhow::anyhow!("{}", failure.what))?;
     banner(&terminal, &server, &data_dir, keep);
+    tell_console(&session).await;
     unenforced(&terminal, &agent.workloads().facts());
 
     let mut asked = std::pin::pin!(asked_to_end());
-    let deployed = async {
-        let session = Session::with(context, Scope::default(), terminal)?;
-        deploy_paths(&session, &dirs, Some(DEPLOY_DEADLINE)).await
-    };
+    let deployed = deploy_paths(&session, &dirs, Some(DEPLOY_DEADLINE));
     let mut ended = None;
     if !dirs.is_empty() {
         tokio::select! {
             result = &mut asked => ended = Some(result),
             why = server.fatal() => ended = Some(Err(anyhow::anyhow!("the server must stop: {why}"))),
             deployed = deployed => match deployed {
-                Ok(()) => terminal.note(&next_steps(&dirs)),
+                Ok(()) => {
+                    terminal.note(&next_steps(&dirs));
+                    // Again, with a code of its own: building and starting may have taken longer than the first is good for.
+                    tell_console(&session).await;
+                }
                 // It is shown and stays up to be looked at.
                 Err(failure) => failure.print(&terminal),
             }
@@ -303,6 +306,20 @@ fn banner(terminal: &Terminal, server: &Server, data_dir: &Path, keep: bool) {
     terminal.note(
         "  next    in another terminal: `optimus status`, `optimus deploy DIR`, `optimus logs -f NAME`; Ctrl-C here stops everything\n",
     );
+}
+
+/// The link to the console. Nothing depends on it, so a failure is told and no more.
+async fn tell_console(session: &Session) {
+    let terminal = session.terminal;
+    if !optimus_control_plane::api::console_is_built() {
+        return terminal.note("  console not in this binary: build it with `scripts/web build`, then build again\n");
+    }
+    match console::link(session).await {
+        Ok((link, _)) => {
+            terminal.note(&format!("  console {link}\n          good once, for five minutes; `optimus console` prints another\n"))
+        }
+        Err(failure) => failure.print(&terminal),
+    }
 }
 
 /// Says loudly what this host cannot enforce, and how to get it.

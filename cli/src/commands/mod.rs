@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod cluster;
 pub mod completion;
+pub mod console;
 pub mod deploy;
 pub mod deployments;
 pub mod dev;

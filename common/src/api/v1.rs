@@ -523,6 +523,26 @@ pub struct JoinTokenAnswer {
     pub uses: u32,
 }
 
+/// A code that opens one session of a browser.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LoginCodeAnswer {
+    /// For the page, behind `#code=` of the console's address; shown once.
+    pub code: String,
+    pub expires_at: Timestamp,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoginRequest {
+    pub code: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SessionAnswer {
+    /// When the session ends by itself.
+    pub expires_at: Timestamp,
+}
+
 /// One line of `GET .../logs` (NDJSON).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LogRecord {

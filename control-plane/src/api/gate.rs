@@ -115,7 +115,8 @@ fn dress(headers: &mut HeaderMap, request_id: &str) {
         (X_FRAME_OPTIONS, "DENY"),
         (REFERRER_POLICY, "no-referrer"),
     ] {
-        headers.insert(name, HeaderValue::from_static(value));
+        // The console's pages have a policy of their own.
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
 }
 

@@ -5,6 +5,7 @@
 //! checked, and its handler (`v1`) answers from a snapshot of the state or proposes a command. The
 //! API decides nothing: `apply` does, and core renders the views.
 
+mod console;
 mod context;
 mod gate;
 mod host;
@@ -28,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub use console::is_built as console_is_built;
 pub use json::{BODY_MAX, DEPTH_MAX};
 pub use server::serve;
 pub use watch::WAIT_MAX;

@@ -183,7 +183,7 @@ impl From<AuthError> for ApiError {
         let detail = error.to_string();
         match error {
             AuthError::Missing | AuthError::Invalid => ApiError::new(StatusCode::UNAUTHORIZED, code::UNAUTHENTICATED, detail),
-            AuthError::Forbidden(_) => ApiError::new(StatusCode::FORBIDDEN, code::FORBIDDEN, detail),
+            AuthError::Forbidden(_) | AuthError::ForeignPage => ApiError::new(StatusCode::FORBIDDEN, code::FORBIDDEN, detail),
             AuthError::Throttled { retry_after } => {
                 ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::UNAUTHENTICATED, detail).retry(retry_after)
             }

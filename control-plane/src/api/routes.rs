@@ -23,8 +23,8 @@ use super::Shared;
 use super::context::Ctx;
 use super::gate::Trace;
 use super::problem::ApiError;
-use super::{logs, v1};
-use crate::auth::Permission;
+use super::{console, logs, v1};
+use crate::auth::{Attempt, Permission};
 
 /// A handler runs after its permission was checked.
 pub(crate) type Handler = fn(Ctx) -> Pin<Box<dyn Future<Output = Result<Response, ApiError>> + Send>>;
@@ -169,6 +169,9 @@ pub fn table() -> &'static [Route] {
             route!(v1::jobs => start_run, Run, Plain),
             route!(v1::jobs => cancel_run, Run, Plain),
             route!(v1::tokens => create_join_token, Tokens, Plain),
+            route!(v1::sessions => create_login_code, Admin, Plain),
+            route!(v1::sessions => log_in, Public, Plain),
+            route!(v1::sessions => log_out, View, Plain),
             route!(v1::export => snapshot, Admin, Plain),
             route!(v1::events => list_events, Events, Plain),
             route!(v1::cluster => get_cluster, Cluster, Plain),
@@ -215,6 +218,10 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     }
     router.fallback(|request: Request<Body>| async move {
         let trace = trace(&request);
+        if let Some(page) = console::page(&request) {
+            let _ = trace.route.set("console");
+            return page;
+        }
         ApiError::not_found(format!("there is no {}", shown(request.uri().path())))
             .hint("GET /v1/openapi.json lists every path")
             .into_response(&trace.request_id)
@@ -243,8 +250,10 @@ async fn dispatch(shared: Arc<Shared>, routes: &[&'static Route], mut request: R
 
     let route = choose(routes, request.method(), &mut params)?;
     let _ = trace.route.set(route.path);
-    let now = shared.deps.store.env.clock.monotonic();
-    let principal = shared.deps.auth.authorise(request.headers(), route.permission, trace.peer.ip(), now)?;
+    let clock = &shared.deps.store.env.clock;
+    let (address, now, at) = (trace.peer.ip(), clock.monotonic(), clock.now());
+    let attempt = Attempt { method: request.method(), headers: request.headers(), address, now, at };
+    let principal = shared.deps.auth.authorise(attempt, route.permission)?;
     let _ = trace.principal.set(principal.name());
 
     let limit = route.patience.limit(shared.limits.request);

@@ -3,6 +3,7 @@
 //! One question, asked in one place: [`Auth::authorise`] turns the headers of a request into a
 //! [`Principal`], or refuses. The API asks it for every route before any of the route's code runs.
 
+pub mod session;
 pub mod throttle;
 mod token;
 
@@ -11,13 +12,16 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use http::HeaderMap;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, ORIGIN};
+use http::{HeaderMap, Method};
+use optimus_common::Timestamp;
+use optimus_common::env::Entropy;
 use serde::Serialize;
 
 pub use throttle::{FAILURES_BURST, FAILURES_PER_SECOND, THROTTLED_ADDRESSES_MAX};
 pub use token::{AdminToken, TokenFileError, load_or_create};
 
+use session::Sessions;
 use throttle::Throttle;
 use token::TokenHash;
 
@@ -157,47 +161,93 @@ pub enum AuthError {
     Invalid,
     #[error("`{0}` is not allowed with this credential")]
     Forbidden(Permission),
+    #[error("a change with a browser's session must come from a page of this server")]
+    ForeignPage,
     /// Too many wrong credentials from one address. A right one is still taken.
     #[error("too many wrong credentials from this address")]
     Throttled { retry_after: Duration },
 }
 
-/// Checks credentials. Knows the hash of the admin token only.
+/// A request, as far as access goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a> {
+    pub method: &'a Method,
+    pub headers: &'a HeaderMap,
+    pub address: IpAddr,
+    /// Monotonic.
+    pub now: Duration,
+    /// By the wall clock, which sessions end by.
+    pub at: Timestamp,
+}
+
+/// Checks credentials. Knows the hash of the admin token, and a key made from it.
 pub struct Auth {
     admin: TokenHash,
+    sessions: Sessions,
     failures: Mutex<Throttle>,
 }
 
 impl Auth {
     pub fn new(admin: &AdminToken) -> Self {
-        Auth { admin: admin.hash(), failures: Mutex::new(Throttle::new()) }
+        Auth { admin: admin.hash(), sessions: Sessions::new(admin), failures: Mutex::new(Throttle::new()) }
     }
 
-    /// Who sent a request with these headers, if they may do `permission`.
+    /// Who sent a request, if they may do `permission`.
     ///
-    /// `now` is monotonic. A wrong credential counts against `address`; a right one passes however
-    /// many wrong ones came from there before, so that nobody can lock another out.
-    pub fn authorise(&self, headers: &HeaderMap, permission: Permission, address: IpAddr, now: Duration) -> Result<Principal, AuthError> {
+    /// A wrong credential counts against the address; a right one passes however many wrong ones came from there before,
+    /// so that nobody can lock another out.
+    pub fn authorise(&self, attempt: Attempt<'_>, permission: Permission) -> Result<Principal, AuthError> {
         if permission == Permission::Public {
             return Ok(Principal::Anonymous);
         }
-        let mut given = headers.get_all(AUTHORIZATION).iter();
+        let mut given = attempt.headers.get_all(AUTHORIZATION).iter();
         let principal = match (given.next(), given.next()) {
-            (None, _) => return Err(AuthError::Missing),
+            (None, _) => match session::cookie(attempt.headers) {
+                None => return Err(AuthError::Missing),
+                Some(cookie) => self.sessions.knows(cookie, attempt.at).then_some(Principal::Admin),
+            },
             (Some(value), None) => value.to_str().ok().and_then(bearer).and_then(|text| self.identify(text)),
             (Some(_), Some(_)) => None, // two credentials: which one would count is anybody's guess
         };
-        let Some(principal) = principal else {
-            let mut failures = self.failures.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            return Err(match failures.take(address, now) {
-                Ok(()) => AuthError::Invalid,
-                Err(retry_after) => AuthError::Throttled { retry_after },
-            });
-        };
+        let Some(principal) = principal else { return Err(self.wrong(attempt)) };
+        // A browser adds the cookie whoever made it send the request. SameSite keeps strangers' pages out; this keeps out
+        // those of another port of this host too. An Origin that is not ours was refused before.
+        let by_cookie = !attempt.headers.contains_key(AUTHORIZATION);
+        if by_cookie && !attempt.method.is_safe() && !attempt.headers.contains_key(ORIGIN) {
+            return Err(AuthError::ForeignPage);
+        }
         if !principal.may(permission) {
             return Err(AuthError::Forbidden(permission));
         }
         Ok(principal)
+    }
+
+    fn wrong(&self, attempt: Attempt<'_>) -> AuthError {
+        let mut failures = self.failures.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match failures.take(attempt.address, attempt.now) {
+            Ok(()) => AuthError::Invalid,
+            Err(retry_after) => AuthError::Throttled { retry_after },
+        }
+    }
+
+    /// A code that opens one session, and when it ends.
+    pub fn login_code(&self, at: Timestamp, entropy: &dyn Entropy) -> (String, Timestamp) {
+        self.sessions.code(at, entropy)
+    }
+
+    /// The value of the session's cookie, and when it ends.
+    ///
+    /// # Errors
+    /// A wrong code counts against the address as a wrong credential does.
+    pub fn log_in(&self, code: &str, attempt: Attempt<'_>, entropy: &dyn Entropy) -> Result<(String, Timestamp), AuthError> {
+        self.sessions.open(code, attempt.at, entropy).ok_or_else(|| self.wrong(attempt))
+    }
+
+    /// Ends the session whose cookie the request carries.
+    pub fn log_out(&self, headers: &HeaderMap, at: Timestamp) {
+        if let Some(cookie) = session::cookie(headers) {
+            self.sessions.end(cookie, at);
+        }
     }
 
     fn identify(&self, text: &str) -> Option<Principal> {
@@ -239,14 +289,17 @@ mod tests {
     }
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-    const NOW: Duration = Duration::from_secs(100);
+
+    fn from(headers: &HeaderMap, address: IpAddr) -> Attempt<'_> {
+        Attempt { method: &Method::GET, headers, address, now: Duration::from_secs(100), at: Timestamp(0) }
+    }
 
     #[test]
     fn only_the_right_token_gets_in() {
         let token = AdminToken::generate(&Fixed(7));
         let other = AdminToken::generate(&Fixed(8));
         let auth = Auth::new(&token);
-        let ask = |value: &str| auth.authorise(&headers(value), Permission::View, HERE, NOW);
+        let ask = |value: &str| auth.authorise(from(&headers(value), HERE), Permission::View);
         assert_eq!(ask(&format!("Bearer {}", token.expose())), Ok(Principal::Admin));
         assert_eq!(ask(&format!("bearer {}", token.expose())), Ok(Principal::Admin));
         for wrong in [
@@ -260,8 +313,8 @@ mod tests {
         ] {
             assert_eq!(ask(&wrong), Err(AuthError::Invalid), "{wrong}");
         }
-        assert_eq!(auth.authorise(&HeaderMap::new(), Permission::View, HERE, NOW), Err(AuthError::Missing));
-        assert_eq!(auth.authorise(&HeaderMap::new(), Permission::Public, HERE, NOW), Ok(Principal::Anonymous));
+        assert_eq!(auth.authorise(from(&HeaderMap::new(), HERE), Permission::View), Err(AuthError::Missing));
+        assert_eq!(auth.authorise(from(&HeaderMap::new(), HERE), Permission::Public), Ok(Principal::Anonymous));
     }
 
     #[test]
@@ -269,7 +322,7 @@ mod tests {
         let token = AdminToken::generate(&Fixed(7));
         let mut two = headers(&format!("Bearer {}", token.expose()));
         two.append(AUTHORIZATION, "Bearer x".parse().unwrap());
-        assert_eq!(Auth::new(&token).authorise(&two, Permission::View, HERE, NOW), Err(AuthError::Invalid));
+        assert_eq!(Auth::new(&token).authorise(from(&two, HERE), Permission::View), Err(AuthError::Invalid));
     }
 
     #[test]
@@ -278,13 +331,13 @@ mod tests {
         let auth = Auth::new(&token);
         let wrong = headers("Bearer nope");
         for _ in 0..FAILURES_BURST as usize {
-            assert_eq!(auth.authorise(&wrong, Permission::View, HERE, NOW), Err(AuthError::Invalid));
+            assert_eq!(auth.authorise(from(&wrong, HERE), Permission::View), Err(AuthError::Invalid));
         }
-        assert!(matches!(auth.authorise(&wrong, Permission::View, HERE, NOW), Err(AuthError::Throttled { .. })));
+        assert!(matches!(auth.authorise(from(&wrong, HERE), Permission::View), Err(AuthError::Throttled { .. })));
         let right = headers(&format!("Bearer {}", token.expose()));
-        assert_eq!(auth.authorise(&right, Permission::View, HERE, NOW), Ok(Principal::Admin));
+        assert_eq!(auth.authorise(from(&right, HERE), Permission::View), Ok(Principal::Admin));
         let elsewhere = IpAddr::from([10, 0, 0, 1]);
-        assert_eq!(auth.authorise(&wrong, Permission::View, elsewhere, NOW), Err(AuthError::Invalid));
+        assert_eq!(auth.authorise(from(&wrong, elsewhere), Permission::View), Err(AuthError::Invalid));
     }
 
     #[test]

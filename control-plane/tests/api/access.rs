@@ -3,6 +3,7 @@
 use optimus_control_plane::api::routes::table;
 use optimus_control_plane::auth::Permission;
 use optimus_control_plane::auth::throttle::FAILURES_BURST;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Answer, start};
@@ -18,7 +19,9 @@ async fn every_route_refuses_strangers() {
         let path = filled(route.path);
         let none = Answer::of(server.bare(route.method.as_str(), &path).send().await.unwrap()).await;
         if route.permission == Permission::Public {
-            assert_eq!(none.status, 200, "{} {path}", route.method);
+            // The way in answers everybody, with a refusal.
+            let fine = if route.path == "/v1/sessions" { 415 } else { 200 };
+            assert_eq!(none.status, fine, "{} {path}", route.method);
             continue;
         }
         none.problem(401, "OPT-1102");
@@ -88,6 +91,52 @@ async fn foreign_hosts_and_origins_are_refused() {
         assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("OPT-1112"), "{host} {origin}: {answer}");
     }
     assert!(ask("a b", "").await.starts_with("HTTP/1.1 400"));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_browser_logs_in_with_a_code_and_out() {
+    let server = start().await;
+    let origin = format!("https://localhost:{}", server.address.port());
+    let code = server.post("/v1/login-codes", &json!({})).await;
+    assert_eq!(code.status, 201);
+    let code = code.json()["code"].as_str().unwrap().to_owned();
+    let log_in = async |code: &str| {
+        let request = server.bare("POST", "/v1/sessions").header("origin", &origin).json(&json!({ "code": code }));
+        Answer::of(request.send().await.unwrap()).await
+    };
+    log_in("wrong").await.problem(401, "OPT-1102");
+    let answer = log_in(&code).await;
+    assert_eq!(answer.status, 201);
+    log_in(&code).await.problem(401, "OPT-1102");
+    let cookie = answer.header("set-cookie").to_owned();
+    let (pair, attributes) = cookie.split_once("; ").unwrap();
+    assert!(pair.starts_with("__Host-optimus="));
+    assert_eq!(attributes, "Path=/; Max-Age=43200; Secure; HttpOnly; SameSite=Strict");
+
+    let with = async |method: &str, path: &str, from: Option<&str>| {
+        let mut request = server.bare(method, path).header("cookie", pair);
+        if let Some(from) = from {
+            request = request.header("origin", from);
+        }
+        Answer::of(request.send().await.unwrap()).await
+    };
+    assert_eq!(with("GET", "/v1/status", None).await.status, 200);
+    // A change needs the word of the browser that a page of ours made it.
+    let change = "/v1/login-codes";
+    with("POST", change, None).await.problem(403, "OPT-1103");
+    with("POST", change, Some("https://evil.example")).await.problem(403, "OPT-1112");
+    assert_eq!(with("POST", change, Some(&origin)).await.status, 201);
+    // Another credential beside it decides alone.
+    let beside = server.bare("GET", "/v1/status").header("cookie", pair).bearer_auth("guess");
+    Answer::of(beside.send().await.unwrap()).await.problem(401, "OPT-1102");
+    let forged = server.bare("GET", "/v1/status").header("cookie", format!("{pair}A"));
+    Answer::of(forged.send().await.unwrap()).await.problem(401, "OPT-1102");
+
+    let out = with("DELETE", "/v1/sessions", Some(&origin)).await;
+    assert_eq!(out.status, 204);
+    assert!(out.header("set-cookie").starts_with("__Host-optimus=; Path=/; Max-Age=0"));
+    with("GET", "/v1/status", None).await.problem(401, "OPT-1102");
     server.stop().await;
 }
 

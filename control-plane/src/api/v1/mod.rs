@@ -14,6 +14,7 @@ pub(crate) mod operate;
 pub(crate) mod placing;
 pub(crate) mod plan;
 pub(crate) mod secrets;
+pub(crate) mod sessions;
 pub(crate) mod steering;
 pub(crate) mod system;
 pub(crate) mod tokens;
