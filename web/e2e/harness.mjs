@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { chromium } from "playwright-core";
 
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
-export const PATIENCE = 60_000;
+export const PATIENCE = Number(process.env.OPTIMUS_PATIENCE ?? 60_000);
 
 const freePort = () =>
   new Promise((done, failed) => {
@@ -75,7 +75,7 @@ export async function open(world, options = {}) {
   page.on("request", (request) => !request.url().startsWith(world.origin) && !request.url().startsWith("blob:") && foreign.push(request.url()));
   const link = world.cli("console").stdout.trim();
   await page.goto(link);
-  await page.getByRole("navigation", { name: "Pages" }).waitFor();
+  await page.getByText("live", { exact: true }).waitFor();
   // Being sent to the login is an answer of 401, which browsers list as an error.
   const rest = () => faults.filter((text) => !text.includes("401"));
   return { page, context, faults: rest, foreign };

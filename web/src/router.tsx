@@ -1,9 +1,9 @@
 /** Every page and what of it stands in the address. */
-import { createRootRoute, createRoute, createRouter, Outlet } from "@tanstack/react-router";
+import { createRootRoute, createRoute, createRouter, Outlet, redirect } from "@tanstack/react-router";
 import { DeploymentPage, DeploymentsPage } from "./pages/deployments";
 import { EventsPage } from "./pages/events";
 import { JobPage, JobsPage } from "./pages/jobs";
-import { LoginPage } from "./pages/login";
+import { hasCode, LoginPage } from "./pages/login";
 import { NodePage, NodesPage } from "./pages/nodes";
 import { OverviewPage } from "./pages/overview";
 import { SecretsPage } from "./pages/secrets";
@@ -33,7 +33,15 @@ const tabSearch = (search: Record<string, unknown>): { tab?: string; copy?: stri
 
 const root = createRootRoute({ component: Outlet, notFoundComponent: Lost });
 const login = createRoute({ getParentRoute: () => root, path: "/login", component: LoginPage });
-const shell = createRoute({ getParentRoute: () => root, id: "shell", component: Shell });
+const shell = createRoute({
+  getParentRoute: () => root,
+  id: "shell",
+  component: Shell,
+  // A link that logs in is used before anything is asked.
+  beforeLoad: () => {
+    if (hasCode()) throw redirect({ to: "/login" });
+  },
+});
 const overview = createRoute({ getParentRoute: () => shell, path: "/", component: OverviewPage });
 const services = createRoute({ getParentRoute: () => shell, path: "/services", component: ServicesPage, validateSearch: listSearch });
 const service = createRoute({

@@ -60,7 +60,7 @@ export function Chart({ title, times, values, limit, show }: ChartProps) {
     ? `${title}: now ${show(now ?? 0)}, at most ${show(most ?? 0)}${limit ? `, limit ${show(limit)}` : ""}`
     : `${title}: nothing measured`;
   return (
-    <figure>
+    <figure className="min-w-0 overflow-hidden">
       <figcaption className="mb-1 flex justify-between text-xs text-soft">
         <span className="font-medium text-text">{title}</span>
         <span>
