@@ -206,7 +206,7 @@ function Copies({ of }: { of: Deployment }) {
                 id={(a) => a.id}
                 columns={[
                   { name: "Copy", cell: (a) => a.name },
-                  { name: "Release", cell: (a) => <Badge phase={String(a.release)} as={a.release === of.release ? "busy" : "idle"} /> },
+                  { name: "Release", cell: (a) => `${a.release}${a.release === of.release ? "" : ", the one before"}` },
                   { name: "State", cell: (a) => <CopyState of={a} /> },
                   { name: "Node", cell: (a) => a.node_name ?? "", wide: true },
                   { name: "Why", cell: (a) => (a.ready ? "" : (a.reason?.message ?? "")) },

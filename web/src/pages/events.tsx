@@ -56,7 +56,7 @@ export function Feed({ events }: { events: Event[] }) {
             <Ago at={event.at} />
           </span>
           <span className="min-w-0 flex-1 basis-60 break-words">
-            <span className="font-medium">{event.subject}</span> {event.message}
+            <span className="font-semibold">{event.subject}</span> {event.message}
           </span>
         </li>
       ))}

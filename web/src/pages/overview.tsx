@@ -24,7 +24,7 @@ export function OverviewPage() {
       <div className="grid gap-4">
         {status.data && <Tiles status={status.data} nodes={nodes.data} />}
         <Attention cluster={cluster.data} workloads={workloads.data?.items} nodes={nodes.data?.items} status={status.data} />
-        <div className="grid gap-4 lg:grid-cols-2">
+        <div className="grid items-start gap-4 lg:grid-cols-2">
           <Card title="Deployments under way" flush aside={<Link to="/deployments" className={linkStyle}>All</Link>}>
             <Loaded of={deployments}>{(page) => <UnderWay of={page.items.filter((d) => !isOver(d.phase))} />}</Loaded>
           </Card>
@@ -182,8 +182,8 @@ function Map({ of }: { of: Page<Node> }) {
             <Badge phase={n.phase === "up" && n.cordoned ? "cordoned" : n.phase} />
           </div>
           <div className="mt-1.5 flex flex-wrap gap-x-4 gap-y-1">
-            <Bar part={share(n.cpu_reserved, n.cpu)} label={`CPU: ${cores(n.cpu_reserved)} of ${cores(n.cpu)} reserved`} />
-            <Bar part={share(n.memory_reserved, n.memory)} label={`Memory: ${bytes(n.memory_reserved)} of ${bytes(n.memory)} reserved`} />
+            <Bar name="CPU" part={share(n.cpu_reserved, n.cpu)} label={`CPU: ${cores(n.cpu_reserved)} of ${cores(n.cpu)} reserved`} />
+            <Bar name="Memory" part={share(n.memory_reserved, n.memory)} label={`Memory: ${bytes(n.memory_reserved)} of ${bytes(n.memory)} reserved`} />
           </div>
         </li>
       ))}

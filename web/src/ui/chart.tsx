@@ -12,6 +12,7 @@ interface ChartProps {
   show: (value: number) => string;
 }
 
+const clock = (at: number) => new Date(at * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
 const colour = (name: string) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 export function Chart({ title, times, values, limit, show }: ChartProps) {
@@ -36,7 +37,7 @@ export function Chart({ title, times, values, limit, show }: ChartProps) {
         cursor: { show: false },
         legend: { show: false },
         scales: { y: { range: (_, __, most) => [0, Math.max(most, limit ?? 0, 1e-9) * 1.08] } },
-        axes: [axis, { ...axis, size: 76, values: (_, ticks) => ticks.map(show) }],
+        axes: [{ ...axis, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 76, values: (_, ticks) => ticks.map(show) }],
       };
       return new uPlot(options, data, element);
     };

@@ -94,14 +94,15 @@ export function Ago({ at }: { at: string | number }) {
   );
 }
 
-export function Bar({ part, label }: { part: number; label: string }) {
+export function Bar({ part, label, name }: { part: number; label: string; name?: string }) {
   const percent = Math.round(part * 100);
   return (
     <div className="flex items-center gap-2" title={label}>
+      {name && <span className="text-xs text-soft">{name}</span>}
       <div className="h-1.5 w-20 overflow-hidden rounded-full bg-idle-soft" role="img" aria-label={label}>
         <div className={`h-full ${part > 0.9 ? "bg-bad" : "bg-accent"}`} style={{ width: `${percent}%` }} />
       </div>
-      <span className="text-xs text-soft">{percent} %</span>
+      <span className="text-xs whitespace-nowrap text-soft">{percent} %</span>
     </div>
   );
 }
