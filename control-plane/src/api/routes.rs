@@ -316,8 +316,8 @@ mod tests {
     }
 
     #[test]
-    fn only_health_and_version_are_public() {
+    fn only_health_version_and_the_way_in_are_public() {
         let public: Vec<_> = table().iter().filter(|r| r.permission == Permission::Public).map(|r| r.path).collect();
-        assert_eq!(public, ["/healthz", "/readyz", "/v1/version"]);
+        assert_eq!(public, ["/healthz", "/readyz", "/v1/version", "/v1/sessions"]);
     }
 }
